@@ -1,0 +1,252 @@
+"""Resampling with fixed kernels: the only degradation, and the resize of painted pictures.
+
+Conventions. Pixel `i` covers `[i, i + 1)` and has its centre at `i + 0.5`. Of `n_out` output pixels over `n_in` input
+pixels, pixel `j` is centred at `(j + 0.5) * n_in / n_out`. When a picture shrinks, the kernel is widened by the ratio
+(antialiasing); when it grows, it keeps its width. The cubic kernel is Keys' with a = -0.5, as in MATLAB and PIL.
+
+Every kernel here gets its weights from `taps`; what differs is the edge, the order of the passes and the rounding:
+
+    matlab_bicubic        mirrored edges,  rows (height) first,  rounded half up to 8 bits after each pass
+    PIL (pil_bicubic)     taps cut off,    columns (width) first, 22-bit fixed point, rounded to 8 bits after each pass
+    bicubic_reduce_batch  the same arithmetic as PIL, in tensors, for a batch of different sizes
+    torch_bicubic         taps cut off,    floating point, no rounding
+    BandResampler         taps cut off,    floating point, no rounding, any of the kernels, rows in and rows out
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+Kernel = Literal["bicubic", "lanczos3", "box"]
+Edges = Literal["drop", "symmetric"]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+PIL_PRECISION_BITS = 22  # PIL holds its 8-bit weights in 32 bits: 8 for the pixel, 2 to spare for overshoot
+
+
+def _cubic(x: FloatArray) -> FloatArray:
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def _lanczos3(x: FloatArray) -> FloatArray:
+    return np.where(np.abs(x) < 3.0, np.sinc(x) * np.sinc(x / 3.0), 0.0)
+
+
+def _box(x: FloatArray) -> FloatArray:
+    return np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)
+
+
+# name: (kernel, half of its width in pixels)
+_KERNELS: dict[str, tuple[Callable[[FloatArray], FloatArray], float]] = {
+    "bicubic": (_cubic, 2.0),
+    "lanczos3": (_lanczos3, 3.0),
+    "box": (_box, 0.5),
+}
+
+
+class Taps(NamedTuple):
+    """One axis of a separable resampler: output `j` is `sum_i weights[j, i] * input[first[j] + i]`."""
+
+    first: IntArray  # (n_out,), never below 0; first + k never beyond n_in
+    weights: FloatArray  # (n_out, k), each row sums to 1
+
+    def apply(self, image: NDArray[Any], axis: int) -> FloatArray:
+        """Resample one axis of an array in float64, summing the taps in order."""
+        source = np.moveaxis(np.asarray(image), axis, 0)
+        shape = (-1,) + (1,) * (source.ndim - 1)
+        result = np.zeros((len(self.first), *source.shape[1:]))
+        for i, weight in enumerate(self.weights.T):
+            result += weight.reshape(shape) * source[self.first + i]
+        return np.moveaxis(result, 0, axis)
+
+    def dense(self, n_in: int) -> FloatArray:
+        """Return the same map as a matrix (n_out, n_in)."""
+        matrix = np.zeros((len(self.first), n_in))
+        columns = self.first[:, None] + np.arange(self.weights.shape[1])
+        np.put_along_axis(matrix, columns, self.weights, axis=1)
+        return matrix
+
+
+def taps(
+    n_in: int,
+    n_out: int,
+    kernel: Kernel = "bicubic",
+    *,
+    antialias: bool = True,
+    edges: Edges = "drop",
+    window: tuple[float, float] | None = None,
+) -> Taps:
+    """Return the weights that resample `n_in` pixels into `n_out`.
+
+    Args:
+        n_in, n_out: pixels along the axis, at least 1.
+        kernel: "bicubic" (a = -0.5), "lanczos3" or "box".
+        antialias: widen the kernel by the ratio when shrinking.
+        edges: "drop" leaves out what lies beyond the edge and normalises the rest (PIL, torch); "symmetric" mirrors the
+            picture about its edge, the edge pixel repeated (MATLAB).
+        window: (start, stop) in input pixels, the part that the output covers; the whole axis by default. Pixels
+            outside the window still count where the kernel reaches them. With "drop" it lies within [0, n_in].
+
+    Raises:
+        ValueError: a size below 1 or a window that is empty or out of range.
+    """
+    start, stop = (0.0, float(n_in)) if window is None else window
+    if min(n_in, n_out) < 1:
+        raise ValueError(f"cannot resample {n_in} pixels to {n_out}: both must be at least 1")
+    if not start < stop or (edges == "drop" and not 0 <= start < stop <= n_in):
+        raise ValueError(f"window ({start}, {stop}) is not a part of [0, {n_in}]")
+    function, support = _KERNELS[kernel]
+    step = (stop - start) / n_out
+    stretch = max(step, 1.0) if antialias else 1.0
+    centres = start + (np.arange(n_out) + 0.5) * step
+    low = np.floor(centres - support * stretch + 0.5).astype(np.int64)
+    high = np.floor(centres + support * stretch + 0.5).astype(np.int64)
+    width = int((high - low).max())
+    index = low[:, None] + np.arange(width)  # (n_out, width), may lie outside the picture
+    weights = function((index + 0.5 - centres[:, None]) * (1.0 / stretch))
+    weights[index >= high[:, None]] = 0.0
+    if edges == "drop":
+        weights[(index < 0) | (index >= n_in)] = 0.0
+    else:
+        index = index % (2 * n_in)
+        index = np.minimum(index, 2 * n_in - 1 - index)
+    weights /= weights.sum(axis=1, keepdims=True)
+
+    # Gather into k neighbours that all lie inside: mirrored taps are added to the pixel they repeat.
+    k = min(width, n_in)
+    first = np.clip(index.min(axis=1), 0, n_in - k)
+    slot = np.clip(index - first[:, None], 0, k - 1)
+    inside = np.zeros((n_out, k))
+    np.add.at(inside, (np.arange(n_out)[:, None], slot), weights)
+    return Taps(first, inside)
+
+
+def matlab_bicubic(
+    image: NDArray[np.uint8], scale: float | tuple[int, int], *, rounded: bool = True
+) -> NDArray[np.uint8] | FloatArray:
+    """MATLAB's `imresize(image, scale, "bicubic")`, bit for bit, smaller or larger.
+
+    Args:
+        image: (H, W) or (H, W, C) uint8.
+        scale: factor of both sides (2 enlarges, 0.5 reduces; a side becomes `ceil(side * scale)`) or the output's
+            (height, width).
+        rounded: True gives uint8 as MATLAB does, rounded half up after each pass. False rounds nowhere and gives
+            float64 in units of [0, 1], overshoot kept.
+
+    Raises:
+        ValueError: a size or scale that is not positive.
+    """
+    height, width = image.shape[:2]
+    if isinstance(scale, tuple):
+        ratios = (scale[0] / height, scale[1] / width)
+        size = scale
+    else:
+        ratios = (scale, scale)
+        size = (math.ceil(height * scale), math.ceil(width * scale))
+    if min(ratios) <= 0:
+        raise ValueError(f"scale {scale} must be positive")
+    result: NDArray[Any] = image
+    for axis in sorted((0, 1), key=lambda a: ratios[a]):  # the axis that shrinks most goes first, rows on a tie
+        window = (0.0, size[axis] / ratios[axis])
+        weights = taps(image.shape[axis], size[axis], "bicubic", edges="symmetric", window=window)
+        result = weights.apply(result, axis)
+        if rounded:
+            result = np.floor(np.clip(result, 0.0, 255.0) + 0.5).astype(np.uint8)
+    return result if rounded else result / 255.0
+
+
+def matlab_reduce(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    """Crop (H, W, C) uint8 to a multiple of `scale`, keeping the top left, and reduce it as MATLAB: the protocol's x2-x4.
+
+    Raises:
+        ValueError: the picture is smaller than `scale` on a side.
+    """
+    height, width = (side // scale for side in image.shape[:2])
+    if min(height, width) < 1:
+        raise ValueError(f"a picture of {image.shape[0]}x{image.shape[1]} cannot be reduced by {scale}")
+    return matlab_bicubic(image[: height * scale, : width * scale], (height, width)).astype(np.uint8, copy=False)
+
+
+def pil_bicubic(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize (H, W, 3) or (H, W) uint8 to (height, width) with PIL's antialiased bicubic: the other scales."""
+    height, width = size
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@lru_cache(maxsize=1024)
+def _reduction_matrix(side: int, target: int, pad_to: int, device: torch.device) -> torch.Tensor:
+    """(target, pad_to): PIL's fixed-point weights for one source side, as whole numbers. Cached: sides come again."""
+    if side > pad_to:
+        raise ValueError(f"a crop of side {side} does not fit in {pad_to} pixels")
+    dense = np.zeros((target, pad_to))
+    dense[:, :side] = taps(side, target, "bicubic").dense(side)
+    fixed = np.trunc(dense * 2.0**PIL_PRECISION_BITS + np.copysign(0.5, dense))
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.from_numpy(fixed).to(device=device, dtype=dtype)
+
+
+def reduction_matrices(
+    sides: Sequence[int], target: int, pad_to: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Return (B, target, pad_to) matrices that resample lines of `sides[b]` pixels, padded to `pad_to`, into `target`.
+
+    Whole numbers: PIL's weights times 2^22; columns beyond a side are zero. float64, in which sums with 8-bit pixels
+    are exact; float32 on MPS, which has no float64.
+    """
+    return torch.stack([_reduction_matrix(int(side), target, pad_to, torch.device(device)) for side in sides])
+
+
+def bicubic_reduce_batch(crops: torch.Tensor, sides: Sequence[int], target: int) -> torch.Tensor:
+    """PIL's antialiased 8-bit bicubic for a batch of square crops of different sides, on the tensor's device.
+
+    Args:
+        crops: (B, C, pad, pad) uint8; crop `b` is `crops[b, :, :sides[b], :sides[b]]`, what lies beyond is ignored.
+        sides: B source sides, each at most `pad`.
+        target: output side.
+
+    Returns:
+        (B, C, target, target) float32 holding whole levels 0..255: bit for bit PIL's result where float64 exists (CPU
+        and CUDA, also under autocast and with TF32 allowed), within one level of it on MPS.
+
+    Raises:
+        ValueError: a side beyond `pad`, or not one side for each crop.
+    """
+    if len(sides) != len(crops):
+        raise ValueError(f"{len(sides)} sides for {len(crops)} crops")
+    if crops.device.type == "cpu":  # the padding is most of the work there, and a loop costs nothing
+        reduced = [
+            _reduce(crop[None, :, :side, :side], reduction_matrices([side], target, side))
+            for crop, side in zip(crops, sides, strict=True)
+        ]
+        return torch.cat(reduced)
+    return _reduce(crops, reduction_matrices(sides, target, crops.shape[-1], crops.device))
+
+
+def _reduce(crops: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    batch, channels, height, width = crops.shape
+    lines = crops.to(matrices.dtype).reshape(batch, channels * height, width)
+    lines = _to_levels(torch.bmm(lines, matrices.mT))  # (B, C * height, target)
+    lines = lines.reshape(batch, channels, height, -1)
+    return _to_levels(matrices[:, None] @ lines).float()
+
+
+def _to_levels(fixed: torch.Tensor) -> torch.Tensor:
+    """Round half up from fixed point to whole levels, as PIL's `(sum + half) >> bits`."""
+    return (fixed * 2.0**-PIL_PRECISION_BITS + 0.5).floor_().clamp_(0, 255)
+
+
+def torch_bicubic(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize (B, C, H, W) floats to (height, width) with torch's antialiased bicubic; nothing is rounded or clamped."""
+    return torch.nn.functional.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)

@@ -1,0 +1,136 @@
+"""Files that appear whole or not at all.
+
+A result is written under a hidden temporary name, `.NAME.XXXXXXXX.part`, in the folder it belongs to, flushed to the
+disk and then renamed. An error or an interruption removes the temporary file; a kill leaves at most that file, and
+never anything under the final name.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from liif_cli.errors import OutputError
+
+# A name may be 255 bytes long on the usual file systems; what the temporary name adds must fit as well.
+_LONGEST_STEM_BYTES = 200
+
+
+@contextlib.contextmanager
+def atomic_path(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty temporary file beside `final`, which becomes `final` when the block ends without an error.
+
+    The block writes to the path it is given, by name or through a handle that it closes itself. The finished file has
+    the permissions that the process's umask grants. A symbolic link is followed: the file it points to is replaced.
+
+    Raises OutputError when the folder is missing or not writable, when `final` exists and `overwrite` is false (checked
+    before the block and again, without a race, at the end), when it is no ordinary file, or when the disk is full.
+    Whatever the block raises passes through untouched.
+    """
+    target = check_target(final, overwrite=overwrite)
+    temporary = temporary_beside(target)
+    try:
+        try:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except OSError as error:
+            raise cannot_write(final, error) from error
+        yield temporary
+        try:
+            flush_to_disk(temporary)
+            move_into_place(temporary, target, overwrite=overwrite)
+        except OSError as error:
+            raise cannot_write(final, error) from error
+    finally:
+        # After success the name is already gone. An unremovable leftover must not hide the error on its way out.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_target(final: Path, *, overwrite: bool) -> Path:
+    """Return where a file named `final` really goes, links followed; raises OutputError when it cannot go there."""
+    try:
+        target = final.resolve() if final.is_symlink() else final
+        if not target.parent.is_dir():
+            raise OutputError(f"{final}: the folder {target.parent} does not exist; create it first")
+        if not os.access(target.parent, os.W_OK):
+            raise OutputError(f"{final}: no permission to write in the folder {target.parent}")
+        mode = target.stat().st_mode if target.exists() else None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise cannot_write(final, error) from error
+    if mode is None:
+        return target
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"{final}: is a folder; name a file")
+    if not stat.S_ISREG(mode):
+        # Renaming onto a device or a pipe would replace it by an ordinary file.
+        raise OutputError(f"{final}: is not an ordinary file; name another one")
+    if not overwrite:
+        raise already_there(final)
+    return target
+
+
+def temporary_beside(final: Path) -> Path:
+    """Return an unused hidden name in the folder of `final`."""
+    stem = os.fsdecode(os.fsencode(final.name)[:_LONGEST_STEM_BYTES])
+    return final.with_name(f".{stem}.{secrets.token_hex(4)}.part")
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the bytes of a file, or the names in a folder, are on the disk; raises OSError."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    # Windows flushes only what is open for writing; elsewhere folders open for reading alone.
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network and FUSE file systems know no fsync on a folder, or none at all.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(handle)
+
+
+def move_into_place(temporary: Path, final: Path, *, overwrite: bool) -> None:
+    """Rename a file onto `final`; without `overwrite`, never onto something that came into being meanwhile."""
+    if overwrite:
+        temporary.replace(final)
+    else:
+        try:
+            os.link(temporary, final)  # unlike a rename, a link never replaces
+        except FileExistsError as error:
+            raise already_there(final) from error
+        except OSError:  # a file system without hard links: a short race is left, no more
+            if final.exists():
+                raise already_there(final) from None
+            temporary.rename(final)
+        else:
+            temporary.unlink()
+    # The rename itself is safe on the disk only with its folder; the content already is.
+    with contextlib.suppress(OSError):
+        flush_to_disk(final.parent)
+
+
+def already_there(final: Path) -> OutputError:
+    """Return the error for a file that must not be replaced."""
+    return OutputError(f"{final}: already exists; add --overwrite to replace it, or name another file")
+
+
+def cannot_write(final: Path, error: BaseException) -> OutputError:
+    """Turn what the system said while writing `final` into one line with a remedy."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"{final}: the disk is full; free some space or name another folder")
+    if code in (errno.EACCES, errno.EPERM):
+        return OutputError(f"{final}: no permission to write here; name another folder")
+    if code == errno.EROFS:
+        return OutputError(f"{final}: the file system is read-only; name another folder")
+    if code == errno.EFBIG:
+        return OutputError(f"{final}: too large a file for this file system; name another folder or a smaller size")
+    if code == errno.ENAMETOOLONG:
+        return OutputError(f"{final}: the name is too long; shorten it")
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+    return OutputError(f"{final}: cannot be written: {reason or type(error).__name__}")

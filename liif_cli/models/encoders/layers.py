@@ -1,0 +1,65 @@
+"""Pieces the encoders share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from liif_cli.errors import ModelError
+
+
+def conv3x3(channels_in: int, channels_out: int, size: int = 3) -> nn.Conv2d:
+    """A convolution that keeps the size: zeros around the image."""
+    return nn.Conv2d(channels_in, channels_out, size, padding=size // 2)
+
+
+def upsampler(scale: int, channels: int) -> nn.Sequential:
+    """Sub-pixel convolutions (Shi et al., CVPR 2016) that enlarge ``channels`` maps by ``scale``: a power of two or 3."""
+    if scale == 3:
+        return nn.Sequential(conv3x3(channels, 9 * channels), nn.PixelShuffle(3))
+    steps = int(math.log2(scale)) if scale >= 2 else 0
+    if 2**steps != scale:
+        raise ModelError(f"an upsampling tail of x{scale} is not defined: use 2, 3, 4 or another power of two")
+    return nn.Sequential(*(m for _ in range(steps) for m in (conv3x3(channels, 4 * channels), nn.PixelShuffle(2))))
+
+
+class UnusedMeanShift(nn.Module):
+    """Official EDSR and RCAN checkpoints carry the tensors of a mean shift that their network never applies. They are kept so
+    that a checkpoint can be read, and written again, with strict keys."""
+
+    def __init__(self, colours: int = 3) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(colours).view(colours, colours, 1, 1), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(colours), requires_grad=False)
+
+
+class Encoder(nn.Module):
+    """An image becomes features: (B, 3, H, W), normalised to [-1, 1], to (B, out_dim, scale * H, scale * W).
+
+    ``scale`` is 1 for an encoder that feeds a decoder; with an upsampling tail it is the factor of the tail and ``out_dim`` is 3.
+    """
+
+    out_dim: int
+    scale: int = 1
+
+    def forward(self, image: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def halo_px(self) -> int:
+        """How far, in input pixels, one feature sees. Every convolution with a footprint of these networks stands in one chain,
+        so their reaches add up; those of the tail work on smaller pixels."""
+        reach, pixel = 0.0, 1.0
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                reach += (module.kernel_size[0] // 2) * pixel
+            elif isinstance(module, nn.PixelShuffle):
+                pixel /= module.upscale_factor
+        return math.ceil(reach)
+
+    @property
+    def halo_is_exact(self) -> bool:
+        """Whether a feature depends on nothing outside its halo (global pooling breaks that)."""
+        return not any(isinstance(module, nn.AdaptiveAvgPool2d) for module in self.modules())

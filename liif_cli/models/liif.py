@@ -1,0 +1,263 @@
+"""LIIF, folded (Chen, Liu, Wang, "Learning Continuous Image Representation with Local Implicit Image Function", CVPR 2021).
+
+The paper asks, for each query and each of the four latent codes around it, an MLP of ``[unfold(features), relative, cell]`` and
+blends the answers. Nothing in that needs a 576-channel map:
+
+* The first layer is linear, ``W [unfold(features), relative, cell] + b``. Its feature part is a 3x3 convolution, its cell part a
+  constant of the image, so ``z = conv3x3(features) + Wc cell + b`` is computed once a code and a query's first hidden layer is
+  ``relu(z[code] + Wr relative)``.
+* The last layer is linear too and the weights of the ensemble add up to one, so the four codes' hidden states are blended
+  *before* it.
+* On a regular grid ``Wr relative`` is a part of the row plus a part of the column: two small tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from liif_cli.coords import Axis, Corners, corners, to_low_res
+from liif_cli.errors import ModelError
+from liif_cli.models.base import Field, Model, Window, whole_window
+from liif_cli.models.encoders.layers import Encoder
+from liif_cli.models.mlp import MLP
+
+# Queries painted at once: on a CPU two buffers of this many hidden states should stay in a core's own cache (1 MiB or so);
+# a GPU wants enough of them to fill it.
+CPU_BLOCK_BYTES = 2**19
+GPU_BLOCK_QUERIES = 2**20
+
+
+class LIIF(Model):
+    """The paper's network and its ablations.
+
+    ``local_ensemble`` blends the four nearest codes, ``feat_unfold`` lets each see its 3x3 neighbourhood, ``cell_decode`` tells the
+    decoder the size of the painted pixel; ``hidden`` are the widths of the decoder's hidden layers.
+    """
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        encoder: Encoder,
+        hidden: Sequence[int],
+        *,
+        local_ensemble: bool = True,
+        feat_unfold: bool = True,
+        cell_decode: bool = True,
+    ) -> None:
+        super().__init__(spec, encoder)
+        if not hidden:
+            raise ModelError(
+                "the LIIF decoder needs at least one hidden layer: give imnet_spec a hidden_list such as [256, 256]"
+            )
+        self.local_ensemble = local_ensemble
+        self.feat_unfold = feat_unfold
+        self.cell_decode = cell_decode
+        self.code_dim = encoder.out_dim * (9 if feat_unfold else 1)
+        self.imnet = MLP(self.code_dim + 2 + (2 if cell_decode else 0), 3, hidden)
+
+    @property
+    def fold_px(self) -> int:
+        return 1 if self.feat_unfold else 0
+
+    def fold(self, features: Tensor, cell: Tensor, window: Window | None = None) -> Field:
+        first, *rest = self.imnet.linears
+        of_code, of_relative, of_cell = first.weight.split([self.code_dim, 2, 2 if self.cell_decode else 0], dim=1)
+        size = 3 if self.feat_unfold else 1
+        kernel = of_code.reshape(first.out_features, self.encoder.out_dim, size, size)  # the order of torch's unfold
+        z = F.conv2d(
+            features.to(kernel.dtype),
+            kernel.contiguous(memory_format=torch.channels_last),
+            first.bias,
+            padding=size // 2,
+        )
+        if self.cell_decode:
+            cell_part = cell.to(of_cell) @ of_cell.T  # (hidden,) or (B, hidden)
+            z = z + cell_part.reshape(-1, first.out_features, 1, 1)
+        return LIIFField(
+            codes=z.permute(0, 2, 3, 1),
+            of_relative=of_relative,
+            layers=rest,
+            model=self,
+            window=window or whole_window(features),
+        )
+
+
+class LIIFField(Field):
+    """Codes (B, h, w, hidden): the decoder's first layer, all but what depends on where in the code's pixel a query falls."""
+
+    def __init__(
+        self, codes: Tensor, of_relative: Tensor, layers: Sequence[nn.Linear], model: LIIF, window: Window
+    ) -> None:
+        self.codes = codes
+        self.of_relative = of_relative  # (hidden, 2)
+        self.layers = layers
+        self.model = model
+        self.window = window
+
+    def _corners(self, y: Tensor, x: Tensor) -> tuple[Corners, Corners]:
+        """Corners on both axes, indices counted from the window's own edge."""
+        top, left, (height, width) = self.window
+        rows = corners(y, height, ensemble=self.model.local_ensemble)
+        columns = corners(x, width, ensemble=self.model.local_ensemble)
+        return rows._replace(index=rows.index - top), columns._replace(index=columns.index - left)
+
+    def query(self, coords: Tensor) -> Tensor:
+        batch, height, width, hidden = self.codes.shape
+        full_height, full_width = self.window.image_size
+        rows, columns = self._corners(to_low_res(coords[..., 0], full_height), to_low_res(coords[..., 1], full_width))
+        sample = torch.arange(batch, device=coords.device).view(batch, 1)
+        # Pairs of a row's and a column's corner, (K, K, B, Q): four with the ensemble, one without.
+        index = ((sample * height + rows.index) * width)[:, None] + columns.index[None]
+        relative = torch.stack(torch.broadcast_tensors(rows.relative[:, None], columns.relative[None]), dim=-1)
+        weight = rows.weight[:, None] * columns.weight[None]
+        x = self.codes.reshape(-1, hidden).index_select(0, index.flatten()).view(*index.shape, hidden)
+        x = torch.relu(x + F.linear(relative.to(self.of_relative.dtype), self.of_relative))
+        *inner, last = self.layers
+        for layer in inner:
+            x = torch.relu(layer(x))
+        blended = (x * weight[..., None].to(x.dtype)).sum(dim=(0, 1))
+        return self.model.denormalise(last(blended))
+
+    @torch.no_grad()
+    def paint(self, rows: Axis, columns: Axis) -> Tensor:
+        painter = _CPUPainter if self.codes.device.type == "cpu" else _GPUPainter
+        return painter(self, rows, columns).paint()
+
+
+class _Decoder(NamedTuple):
+    """The decoder's layers behind the fold, as plain matrices; the last one in float32 and undoing the normalisation."""
+
+    hidden: list[tuple[Tensor, Tensor]]  # (in, out), (out,)
+    last: tuple[Tensor, Tensor]
+
+
+def _decoder(field: LIIFField) -> _Decoder:
+    *inner, last = field.layers
+    deviation, mean = field.model.deviation.float(), field.model.mean.float()
+    return _Decoder(
+        [(layer.weight.T, layer.bias) for layer in inner],
+        (last.weight.float().T * deviation, last.bias.float() * deviation + mean),
+    )
+
+
+def _relu_(x: Tensor) -> Tensor:
+    """In place. A negative bfloat16 is a negative int16 with the same bits, and integers are clamped seven times faster."""
+    if x.dtype == torch.bfloat16:
+        x.view(torch.int16).clamp_min_(0)
+        return x
+    return x.relu_()
+
+
+class _CPUPainter:
+    """Paints in blocks of rows whose hidden states stay in cache.
+
+    Gather and addition of the first layer are one pass: an embedding bag that sums three rows of a table holding the codes, the row
+    parts and the column parts of ``Wr relative``. The blend is a bag as well, of the corners' hidden states with their weights.
+    """
+
+    def __init__(self, field: LIIFField, rows: Axis, columns: Axis) -> None:
+        self.decoder = _decoder(field)
+        dtype = field.codes.dtype
+        vertical, horizontal = field._corners(rows.position, columns.position)
+        self.rows, self.columns = len(rows.position), len(columns.position)
+        self.corners = vertical.index.shape[0] * horizontal.index.shape[0]
+
+        # Only the codes these columns and rows touch, so that neighbouring tiles do not share cache lines they do not need.
+        top, bottom = int(vertical.index.min()), int(vertical.index.max()) + 1
+        left, right = int(horizontal.index.min()), int(horizontal.index.max()) + 1
+        codes = field.codes[0, top:bottom, left:right]
+        width, hidden = codes.shape[1:]
+        count = codes.shape[0] * width
+        row_part = vertical.relative.float()[..., None] * field.of_relative[:, 0].float()
+        column_part = horizontal.relative.float()[..., None] * field.of_relative[:, 1].float()
+        self.table = torch.cat(
+            [codes.reshape(count, hidden), row_part.flatten(0, 1).to(dtype), column_part.flatten(0, 1).to(dtype)]
+        )
+        self.row_code = ((vertical.index - top) * width).int().T.contiguous()  # (rows, K)
+        self.row_number = (count + torch.arange(vertical.index.numel()).view(-1, self.rows)).int().T.contiguous()
+        self.column_code = (horizontal.index - left).int().T.contiguous()  # (columns, K)
+        first = count + vertical.index.numel()
+        self.column_number = (
+            (first + torch.arange(horizontal.index.numel()).view(-1, self.columns)).int().T.contiguous()
+        )
+        self.row_weight = vertical.weight.T.to(dtype)
+        self.column_weight = horizontal.weight.T.to(dtype)
+
+    def paint(self) -> Tensor:
+        out = torch.empty(self.rows, self.columns, 3)
+        hidden, dtype = self.table.shape[1], self.table.dtype
+        queries = max(self.corners, CPU_BLOCK_BYTES // (hidden * dtype.itemsize))
+        height = max(1, queries // (self.corners * self.columns))
+        width = min(self.columns, max(1, queries // self.corners))
+        for top in range(0, self.rows, height):
+            for left in range(0, self.columns, width):
+                rows, columns = slice(top, top + height), slice(left, left + width)
+                out[rows, columns] = self._block(rows, columns)
+        return out
+
+    def _block(self, rows: slice, columns: slice) -> Tensor:
+        # Axes: row, column, row's corner, column's corner, and the three terms of a first hidden state.
+        shape = (*self.row_code[rows, None, :, None].shape[:1], *self.column_code[columns].shape[:1])
+        kr, kc = self.row_code.shape[1], self.column_code.shape[1]
+        terms = torch.empty(*shape, kr, kc, 3, dtype=torch.int32)
+        torch.add(self.row_code[rows, None, :, None], self.column_code[None, columns, None, :], out=terms[..., 0])
+        terms[..., 1] = self.row_number[rows, None, :, None]
+        terms[..., 2] = self.column_number[None, columns, None, :]
+        x = _relu_(F.embedding_bag(terms.view(-1, 3), self.table, mode="sum"))
+        for weight, bias in self.decoder.hidden:
+            x = _relu_(torch.addmm(bias, x, weight))
+        if self.corners > 1:
+            blend = self.row_weight[rows, None, :, None] * self.column_weight[None, columns, None, :]
+            numbers = torch.arange(x.shape[0], dtype=torch.int32).view(-1, self.corners)
+            x = F.embedding_bag(numbers, x, mode="sum", per_sample_weights=blend.reshape(-1, self.corners))
+        weight, bias = self.decoder.last
+        return torch.addmm(bias, x.float(), weight).view(*shape, 3)
+
+
+class _GPUPainter:
+    """The same arithmetic in few large operations, a block of rows at a time."""
+
+    def __init__(self, field: LIIFField, rows: Axis, columns: Axis) -> None:
+        self.decoder = _decoder(field)
+        device, dtype = field.codes.device, field.codes.dtype
+        vertical, horizontal = field._corners(rows.position, columns.position)
+        self.codes = field.codes[0]
+        self.vertical = Corners(*(part.to(device) for part in _single(vertical)))
+        self.horizontal = Corners(*(part.to(device) for part in _single(horizontal)))
+        self.row_part = (self.vertical.relative[..., None] * field.of_relative[:, 0].float()).to(dtype)
+        self.column_part = (self.horizontal.relative[..., None] * field.of_relative[:, 1].float()).to(dtype)
+
+    def paint(self) -> Tensor:
+        corner_count, rows = self.vertical.index.shape
+        columns = self.horizontal.index.shape[1]
+        out = torch.empty(rows, columns, 3, device=self.codes.device)
+        height = max(1, GPU_BLOCK_QUERIES // (columns * corner_count * corner_count))
+        for top in range(0, rows, height):
+            out[top : top + height] = self._block(slice(top, top + height))
+        return out
+
+    def _block(self, rows: slice) -> Tensor:
+        blended: Tensor | None = None
+        for vertical in range(self.vertical.index.shape[0]):
+            # The row part goes to the codes before they are spread over the columns: fewer of them.
+            line = self.codes[self.vertical.index[vertical, rows]] + self.row_part[vertical, rows, None]
+            for horizontal in range(self.horizontal.index.shape[0]):
+                x = line[:, self.horizontal.index[horizontal]].add_(self.column_part[horizontal]).relu_()
+                x = x.flatten(0, 1)
+                for weight, bias in self.decoder.hidden:
+                    x = torch.addmm(bias, x, weight).relu_()
+                share = self.vertical.weight[vertical, rows, None] * self.horizontal.weight[horizontal]
+                x = x.mul_(share.flatten()[:, None].to(x.dtype))
+                blended = x if blended is None else blended.add_(x)
+        assert blended is not None
+        weight, bias = self.decoder.last
+        return torch.addmm(bias, blended.float(), weight).view(-1, self.horizontal.index.shape[1], 3)
+
+
+def _single(parts: Corners) -> Corners:
+    return Corners(parts.index, parts.relative.float(), parts.weight.float())

@@ -195,7 +195,7 @@ def matlab_reduce(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
 def pil_bicubic(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize (H, W, 3) or (H, W) uint8 to (height, width) with PIL's antialiased bicubic: the other scales."""
     height, width = size
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))  # a copy is writable
 
 
 @lru_cache(maxsize=1024)
@@ -238,6 +238,8 @@ def bicubic_reduce_batch(crops: torch.Tensor, sides: Sequence[int], target: int)
     """
     if len(sides) != len(crops):
         raise ValueError(f"{len(sides)} sides for {len(crops)} crops")
+    if max(sides) > crops.shape[-1]:
+        raise ValueError(f"sides {list(sides)} do not fit in crops padded to {crops.shape[-1]} pixels")
     if crops.device.type == "cpu":  # the padding is most of the work there, and a loop costs nothing
         reduced = [
             _reduce(crop[None, :, :side, :side], reduction_matrices([side], target, side))

@@ -2,10 +2,12 @@
 
 * Sizes are ``(height, width)``, coordinates ``(y, x)``.
 * An image spans [-1, 1] on both axes; pixel ``i`` of ``n`` is centred at ``-1 + (2 i + 1) / n``.
-* In *low-resolution pixel units* the centre of latent code ``i`` is at ``i``, the image spans [-0.5, m - 0.5], and pixel ``j``
+* In *low-resolution pixel units* the centre of latent code ``i`` is at ``i``, the image spans [-0.5, m - 0.5], and
+  pixel ``j``
   of ``n`` painted over ``m`` codes lies at ``(j + 0.5) * m / n - 0.5``.
 * A relative coordinate is ``2 * (position - code)``: the difference in [-1, 1] units times the number of codes.
-* A cell is the size of one painted pixel in the same units, ``2 * m / n``: 2 where nothing is enlarged, 2 / scale in general.
+* A cell is the size of one painted pixel in the same units, ``2 * m / n``: 2 where nothing is enlarged, 2 / scale in
+  general.
 
     code 0        code 1        code 2           m = 3 codes
   |------o------|------o------|------o------|
@@ -21,10 +23,10 @@ from torch import Tensor
 
 
 class Corners(NamedTuple):
-    """For each query, on one axis, the latent codes that answer it. All fields are shaped (K, ...): K = 2 codes with the local
-    ensemble (lower, upper), K = 1 (the nearest) without."""
+    """For each query, on one axis, the latent codes that answer it. All fields are shaped (K, ...): K = 2 codes with
+    the local ensemble (lower, upper), K = 1 (the nearest) without."""
 
-    index: Tensor  # int64, the code, in [0, count)
+    code: Tensor  # int64, its number, in [0, count)
     relative: Tensor  # relative coordinate of the query, seen from the code
     weight: Tensor  # share of the code in the blend; sums to 1 over K
 
@@ -53,7 +55,8 @@ def to_low_res(coords: Tensor, count: int) -> Tensor:
 
 
 def axis(painted: int, low_res: float, *, start: int = 0, stop: int | None = None, origin: float = 0.0) -> Axis:
-    """Pixels ``start`` to ``stop`` of the ``painted`` ones that cover ``low_res`` codes beginning at code edge ``origin``.
+    """Pixels ``start`` to ``stop`` of the ``painted`` ones that cover ``low_res`` codes beginning at code edge
+    ``origin``.
 
     ``origin`` and ``low_res`` may be fractions: a window of the image is painted with them. Computed in float64, since
     float32 no longer tells neighbouring pixels apart at sixty thousand a side.
@@ -67,9 +70,9 @@ def corners(position: Tensor, count: int, *, ensemble: bool) -> Corners:
     """The codes around each position (any shape, low-resolution pixel units) on an axis of ``count`` codes.
 
     With the ensemble (paper, section 3, "Local ensemble") a query is answered by the two nearest codes of each axis and
-    weighed by the rectangle spanned with the diagonally opposite one: bilinear weights. Indices are clamped at the border,
-    where both codes are the same one and the weights no longer matter. Without it the nearest code answers; a tie goes to
-    the upper one.
+    weighed by the rectangle spanned with the diagonally opposite one: bilinear weights. Indices are clamped at the
+    border, where both codes are the same one and the weights no longer matter. Without it the nearest code answers; a
+    tie goes to the upper one.
     """
     if not ensemble:
         nearest = torch.floor(position + 0.5).clamp(0, count - 1)
@@ -83,8 +86,8 @@ def corners(position: Tensor, count: int, *, ensemble: bool) -> Corners:
 def top_left_corner(position: Tensor, cell: Tensor | float, count: int) -> Corners:
     """MetaSR's rule: a query stands for its pixel's top-left corner and asks the code whose own is nearest below it.
 
-    The relative coordinate is then in units of one low-resolution pixel, [0, 1), as Meta-SR (Hu et al., CVPR 2019) has it.
-    The millionth keeps a corner that falls on a code's own, but for rounding, from going to the code before it.
+    The relative coordinate is then in units of one low-resolution pixel, [0, 1), as Meta-SR (Hu et al., CVPR 2019) has
+    it. The millionth keeps a corner that falls on a code's own, but for rounding, from going to the code before it.
     """
     edge = position + 0.5 - cell / 4  # a cell is measured in half pixels, and half of it is wanted
     index = torch.floor(edge + 0.5e-6 * count).clamp(0, count - 1)

@@ -1,4 +1,5 @@
-"""The networks, built from the official ``{"name": ..., "args": ...}`` dictionaries, so that official checkpoints load by strict keys."""
+"""The networks, built from the official ``{"name": ..., "args": ...}`` dictionaries, so that official checkpoints load
+by strict keys."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def _liif(
     if imnet_spec is None:  # the official code's way to say "no decoder, the encoder has a tail"
         if encoder.out_dim != 3:
             raise ModelError(
-                "a model without imnet_spec needs an encoder with an upsampling tail: drop no_upsampling or add imnet_spec"
+                "a model without imnet_spec needs an encoder with an upsampling tail: drop no_upsampling"
+                " or add imnet_spec"
             )
         return lambda spec: SingleScale(spec, encoder)
     hidden = _call("decoder", {"mlp": _mlp}, imnet_spec)

@@ -1,8 +1,8 @@
 """What every model offers: two doors to the same picture.
 
-``model.encode(image) -> features`` then ``model.fold(features, cell) -> field`` do all work that depends on the low-resolution
-position alone, once. ``field.paint(rows, columns)`` answers a rectangle of a regular grid, ``field.query(coords)`` scattered
-queries. Features travel as arguments; a model holds no state but its parameters.
+``model.encode(image) -> features`` then ``model.fold(features, cell) -> field`` do all work that depends on the
+low-resolution position alone, once. ``field.paint(rows, columns)`` answers a rectangle of a regular grid,
+``field.query(coords)`` scattered queries. Features travel as arguments; a model holds no state but its parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ MEAN, DEVIATION = 0.5, 0.5
 
 
 class Window(NamedTuple):
-    """Where a rectangle of latent codes stands in the whole image's grid of them; (0, 0) and the grid's own size for all of it."""
+    """Where a rectangle of latent codes stands in the whole image's grid of them; (0, 0) and the grid's own size for
+    all of it."""
 
     top: int
     left: int
@@ -28,10 +29,12 @@ class Window(NamedTuple):
 
 
 class Field:
-    """A folded image, ready to be painted from at any scale. Values come out as colour, nominally in [0, 1], not clamped."""
+    """A folded image, ready to be painted from at any scale. Values come out as colour, nominally in [0, 1], not
+    clamped."""
 
     def paint(self, rows: Axis, columns: Axis) -> Tensor:
-        """The grid of ``rows`` x ``columns``: (len(rows), len(columns), 3) float32. Needs a batch of one; keeps no gradients."""
+        """The grid of ``rows`` x ``columns``: (len(rows), len(columns), 3) float32. Needs a batch of one; keeps no
+        gradients."""
         raise NotImplementedError
 
     def query(self, coords: Tensor) -> Tensor:
@@ -65,16 +68,17 @@ class Model(nn.Module):
         return None
 
     def encode(self, image: Tensor) -> Tensor:
-        """Image (B, 3, H, W), float in [0, 1], to features (B, C, H, W); with an upsampling tail (B, 3, s * H, s * W)."""
+        """Image (B, 3, H, W), float in [0, 1], to features (B, C, H, W); with an upsampling tail (B, 3, s * H, s *
+        W)."""
         features: Tensor = self.encoder(self.normalise(image))
         return features
 
     def fold(self, features: Tensor, cell: Tensor, window: Window | None = None) -> Field:
         """Features to a field that paints pixels of one size.
 
-        ``cell`` is the size of a painted pixel, (2,) or (B, 2), relative: twice the low-resolution pixels it spans on each axis
-        (``coords.Axis.cell``). ``window`` says where the features stand in a larger image; codes within ``fold_px`` of an inner
-        edge of the window then miss their neighbours and must not be painted from.
+        ``cell`` is the size of a painted pixel, (2,) or (B, 2), relative: twice the low-resolution pixels it spans on
+        each axis (``coords.Axis.cell``). ``window`` says where the features stand in a larger image; codes within
+        ``fold_px`` of an inner edge of the window then miss their neighbours and must not be painted from.
         """
         raise NotImplementedError
 

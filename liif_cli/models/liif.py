@@ -1,12 +1,15 @@
-"""LIIF, folded (Chen, Liu, Wang, "Learning Continuous Image Representation with Local Implicit Image Function", CVPR 2021).
+"""LIIF, folded (Chen, Liu, Wang, "Learning Continuous Image Representation with Local Implicit Image Function", CVPR
+2021).
 
-The paper asks, for each query and each of the four latent codes around it, an MLP of ``[unfold(features), relative, cell]`` and
-blends the answers. Nothing in that needs a 576-channel map:
+The paper asks, for each query and each of the four latent codes around it, an MLP of ``[unfold(features), relative,
+cell]`` and blends the answers. Nothing in that needs a 576-channel map:
 
-* The first layer is linear, ``W [unfold(features), relative, cell] + b``. Its feature part is a 3x3 convolution, its cell part a
-  constant of the image, so ``z = conv3x3(features) + Wc cell + b`` is computed once a code and a query's first hidden layer is
-  ``relu(z[code] + Wr relative)``.
-* The last layer is linear too and the weights of the ensemble add up to one, so the four codes' hidden states are blended
+* The first layer is linear, ``W [unfold(features), relative, cell] + b``. Its feature part is a 3x3 convolution, its
+  cell part a
+  constant of the image, so ``z = conv3x3(features) + Wc cell + b`` is computed once a code and a query's first hidden
+  layer is ``relu(z[code] + Wr relative)``.
+* The last layer is linear too and the weights of the ensemble add up to one, so the four codes' hidden states are
+  blended
   *before* it.
 * On a regular grid ``Wr relative`` is a part of the row plus a part of the column: two small tables.
 """
@@ -26,8 +29,8 @@ from liif_cli.models.base import Field, Model, Window, whole_window
 from liif_cli.models.encoders.layers import Encoder
 from liif_cli.models.mlp import MLP
 
-# Queries painted at once: on a CPU two buffers of this many hidden states should stay in a core's own cache (1 MiB or so);
-# a GPU wants enough of them to fill it.
+# Queries painted at once: on a CPU two buffers of this many hidden states should stay in a core's own cache (1 MiB or
+# so); a GPU wants enough of them to fill it.
 CPU_BLOCK_BYTES = 2**19
 GPU_BLOCK_QUERIES = 2**20
 
@@ -35,8 +38,9 @@ GPU_BLOCK_QUERIES = 2**20
 class LIIF(Model):
     """The paper's network and its ablations.
 
-    ``local_ensemble`` blends the four nearest codes, ``feat_unfold`` lets each see its 3x3 neighbourhood, ``cell_decode`` tells the
-    decoder the size of the painted pixel; ``hidden`` are the widths of the decoder's hidden layers.
+    ``local_ensemble`` blends the four nearest codes, ``feat_unfold`` lets each see its 3x3 neighbourhood,
+    ``cell_decode`` tells the decoder the size of the painted pixel; ``hidden`` are the widths of the decoder's hidden
+    layers.
     """
 
     def __init__(
@@ -66,7 +70,9 @@ class LIIF(Model):
 
     def fold(self, features: Tensor, cell: Tensor, window: Window | None = None) -> Field:
         first, *rest = self.imnet.linears
-        of_code, of_relative, of_cell = first.weight.split([self.code_dim, 2, 2 if self.cell_decode else 0], dim=1)
+        of_code, of_relative, of_cell = torch.split(
+            first.weight, [self.code_dim, 2, 2 if self.cell_decode else 0], dim=1
+        )
         size = 3 if self.feat_unfold else 1
         kernel = of_code.reshape(first.out_features, self.encoder.out_dim, size, size)  # the order of torch's unfold
         z = F.conv2d(
@@ -88,7 +94,8 @@ class LIIF(Model):
 
 
 class LIIFField(Field):
-    """Codes (B, h, w, hidden): the decoder's first layer, all but what depends on where in the code's pixel a query falls."""
+    """Codes (B, h, w, hidden): the decoder's first layer, all but what depends on where in the code's pixel a query
+    falls."""
 
     def __init__(
         self, codes: Tensor, of_relative: Tensor, layers: Sequence[nn.Linear], model: LIIF, window: Window
@@ -104,7 +111,7 @@ class LIIFField(Field):
         top, left, (height, width) = self.window
         rows = corners(y, height, ensemble=self.model.local_ensemble)
         columns = corners(x, width, ensemble=self.model.local_ensemble)
-        return rows._replace(index=rows.index - top), columns._replace(index=columns.index - left)
+        return rows._replace(code=rows.code - top), columns._replace(code=columns.code - left)
 
     def query(self, coords: Tensor) -> Tensor:
         batch, height, width, hidden = self.codes.shape
@@ -112,7 +119,7 @@ class LIIFField(Field):
         rows, columns = self._corners(to_low_res(coords[..., 0], full_height), to_low_res(coords[..., 1], full_width))
         sample = torch.arange(batch, device=coords.device).view(batch, 1)
         # Pairs of a row's and a column's corner, (K, K, B, Q): four with the ensemble, one without.
-        index = ((sample * height + rows.index) * width)[:, None] + columns.index[None]
+        index = ((sample * height + rows.code) * width)[:, None] + columns.code[None]
         relative = torch.stack(torch.broadcast_tensors(rows.relative[:, None], columns.relative[None]), dim=-1)
         weight = rows.weight[:, None] * columns.weight[None]
         x = self.codes.reshape(-1, hidden).index_select(0, index.flatten()).view(*index.shape, hidden)
@@ -130,7 +137,8 @@ class LIIFField(Field):
 
 
 class _Decoder(NamedTuple):
-    """The decoder's layers behind the fold, as plain matrices; the last one in float32 and undoing the normalisation."""
+    """The decoder's layers behind the fold, as plain matrices; the last one in float32 and undoing the
+    normalisation."""
 
     hidden: list[tuple[Tensor, Tensor]]  # (in, out), (out,)
     last: tuple[Tensor, Tensor]
@@ -146,7 +154,8 @@ def _decoder(field: LIIFField) -> _Decoder:
 
 
 def _relu_(x: Tensor) -> Tensor:
-    """In place. A negative bfloat16 is a negative int16 with the same bits, and integers are clamped seven times faster."""
+    """In place. A negative bfloat16 is a negative int16 with the same bits, and integers are clamped seven times
+    faster."""
     if x.dtype == torch.bfloat16:
         x.view(torch.int16).clamp_min_(0)
         return x
@@ -156,8 +165,9 @@ def _relu_(x: Tensor) -> Tensor:
 class _CPUPainter:
     """Paints in blocks of rows whose hidden states stay in cache.
 
-    Gather and addition of the first layer are one pass: an embedding bag that sums three rows of a table holding the codes, the row
-    parts and the column parts of ``Wr relative``. The blend is a bag as well, of the corners' hidden states with their weights.
+    Gather and addition of the first layer are one pass: an embedding bag that sums three rows of a table holding the
+    codes, the row parts and the column parts of ``Wr relative``. The blend is a bag as well, of the corners' hidden
+    states with their weights.
     """
 
     def __init__(self, field: LIIFField, rows: Axis, columns: Axis) -> None:
@@ -165,11 +175,12 @@ class _CPUPainter:
         dtype = field.codes.dtype
         vertical, horizontal = field._corners(rows.position, columns.position)
         self.rows, self.columns = len(rows.position), len(columns.position)
-        self.corners = vertical.index.shape[0] * horizontal.index.shape[0]
+        self.corners = vertical.code.shape[0] * horizontal.code.shape[0]
 
-        # Only the codes these columns and rows touch, so that neighbouring tiles do not share cache lines they do not need.
-        top, bottom = int(vertical.index.min()), int(vertical.index.max()) + 1
-        left, right = int(horizontal.index.min()), int(horizontal.index.max()) + 1
+        # Only the codes these columns and rows touch, so that neighbouring tiles do not share cache lines they do not
+        # need.
+        top, bottom = int(vertical.code.min()), int(vertical.code.max()) + 1
+        left, right = int(horizontal.code.min()), int(horizontal.code.max()) + 1
         codes = field.codes[0, top:bottom, left:right]
         width, hidden = codes.shape[1:]
         count = codes.shape[0] * width
@@ -178,13 +189,11 @@ class _CPUPainter:
         self.table = torch.cat(
             [codes.reshape(count, hidden), row_part.flatten(0, 1).to(dtype), column_part.flatten(0, 1).to(dtype)]
         )
-        self.row_code = ((vertical.index - top) * width).int().T.contiguous()  # (rows, K)
-        self.row_number = (count + torch.arange(vertical.index.numel()).view(-1, self.rows)).int().T.contiguous()
-        self.column_code = (horizontal.index - left).int().T.contiguous()  # (columns, K)
-        first = count + vertical.index.numel()
-        self.column_number = (
-            (first + torch.arange(horizontal.index.numel()).view(-1, self.columns)).int().T.contiguous()
-        )
+        self.row_code = ((vertical.code - top) * width).int().T.contiguous()  # (rows, K)
+        self.row_number = (count + torch.arange(vertical.code.numel()).view(-1, self.rows)).int().T.contiguous()
+        self.column_code = (horizontal.code - left).int().T.contiguous()  # (columns, K)
+        first = count + vertical.code.numel()
+        self.column_number = (first + torch.arange(horizontal.code.numel()).view(-1, self.columns)).int().T.contiguous()
         self.row_weight = vertical.weight.T.to(dtype)
         self.column_weight = horizontal.weight.T.to(dtype)
 
@@ -233,8 +242,8 @@ class _GPUPainter:
         self.column_part = (self.horizontal.relative[..., None] * field.of_relative[:, 1].float()).to(dtype)
 
     def paint(self) -> Tensor:
-        corner_count, rows = self.vertical.index.shape
-        columns = self.horizontal.index.shape[1]
+        corner_count, rows = self.vertical.code.shape
+        columns = self.horizontal.code.shape[1]
         out = torch.empty(rows, columns, 3, device=self.codes.device)
         height = max(1, GPU_BLOCK_QUERIES // (columns * corner_count * corner_count))
         for top in range(0, rows, height):
@@ -243,11 +252,11 @@ class _GPUPainter:
 
     def _block(self, rows: slice) -> Tensor:
         blended: Tensor | None = None
-        for vertical in range(self.vertical.index.shape[0]):
+        for vertical in range(self.vertical.code.shape[0]):
             # The row part goes to the codes before they are spread over the columns: fewer of them.
-            line = self.codes[self.vertical.index[vertical, rows]] + self.row_part[vertical, rows, None]
-            for horizontal in range(self.horizontal.index.shape[0]):
-                x = line[:, self.horizontal.index[horizontal]].add_(self.column_part[horizontal]).relu_()
+            line = self.codes[self.vertical.code[vertical, rows]] + self.row_part[vertical, rows, None]
+            for horizontal in range(self.horizontal.code.shape[0]):
+                x = line[:, self.horizontal.code[horizontal]].add_(self.column_part[horizontal]).relu_()
                 x = x.flatten(0, 1)
                 for weight, bias in self.decoder.hidden:
                     x = torch.addmm(bias, x, weight).relu_()
@@ -256,8 +265,8 @@ class _GPUPainter:
                 blended = x if blended is None else blended.add_(x)
         assert blended is not None
         weight, bias = self.decoder.last
-        return torch.addmm(bias, blended.float(), weight).view(-1, self.horizontal.index.shape[1], 3)
+        return torch.addmm(bias, blended.float(), weight).view(-1, self.horizontal.code.shape[1], 3)
 
 
 def _single(parts: Corners) -> Corners:
-    return Corners(parts.index, parts.relative.float(), parts.weight.float())
+    return Corners(parts.code, parts.relative.float(), parts.weight.float())

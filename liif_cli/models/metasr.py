@@ -1,8 +1,9 @@
-"""MetaSR (Hu et al., "Meta-SR: A Magnification-Arbitrary Network for Super-Resolution", CVPR 2019) as the LIIF paper compares with it.
+"""MetaSR (Hu et al., "Meta-SR: A Magnification-Arbitrary Network for Super-Resolution", CVPR 2019) as the LIIF paper
+compares with it.
 
-An MLP turns where a query falls in its code's pixel, and the scale, into a 576 x 3 matrix that is applied to the code's unfolded
-features. Matrix and features meet linearly, so the MLP's last layer folds into a convolution: each code carries, for each colour, a
-vector over the MLP's hidden units, and a query is one dot product of it with those units.
+An MLP turns where a query falls in its code's pixel, and the scale, into a 576 x 3 matrix that is applied to the code's
+unfolded features. Matrix and features meet linearly, so the MLP's last layer folds into a convolution: each code
+carries, for each colour, a vector over the MLP's hidden units, and a query is one dot product of it with those units.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class MetaSRField(Field):
         rows = top_left_corner(to_low_res(coords[..., 0], full_height), cell[:, :1], full_height)
         columns = top_left_corner(to_low_res(coords[..., 1], full_width), cell[:, 1:], full_width)
         sample = torch.arange(batch, device=coords.device).view(batch, 1)
-        index = (sample * height + rows.index[0] - top) * width + columns.index[0] - left
+        index = (sample * height + rows.code[0] - top) * width + columns.code[0] - left
         relative = torch.stack([rows.relative[0], columns.relative[0]], dim=-1).to(self.codes.dtype)
         hidden = torch.relu(F.linear(relative, self.of_relative) + self.constant[:, None])
         code = self.codes.flatten(0, 2).index_select(0, index.flatten()).view(*index.shape, 3, -1)
@@ -78,7 +79,7 @@ class MetaSRField(Field):
         top, left, (full_height, full_width) = self.window
         vertical = top_left_corner(rows.position, rows.cell, full_height)
         horizontal = top_left_corner(columns.position, columns.cell, full_width)
-        row_index, column_index = ((vertical.index[0] - top).to(device), (horizontal.index[0] - left).to(device))
+        row_index, column_index = ((vertical.code[0] - top).to(device), (horizontal.code[0] - left).to(device))
         row_part = (vertical.relative[0].float().to(device)[:, None] * self.of_relative[:, 0].float()) + self.constant[
             0
         ].float()

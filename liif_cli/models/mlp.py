@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """``in_dim`` to ``out_dim`` through hidden layers of the given widths: linear and ReLU in turn, the last one linear."""
+    """``in_dim`` to ``out_dim`` through hidden layers of the given widths: linear and ReLU in turn, the last one
+    linear."""
 
     def __init__(self, in_dim: int, out_dim: int, hidden: Sequence[int]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Single-scale networks (EDSR, RDN, RCAN with their own upsampling tails), seen through the same two doors.
 
-The encoder already answers with the enlarged picture; its field is that raster, read at the nearest pixel, as the official code
-does. Scales other than the network's own are for whoever paints to resample.
+The encoder already answers with the enlarged picture; its field is that raster, read at the nearest pixel, as the
+official code does. Scales other than the network's own are for whoever paints to resample.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RasterField(Field):
 
     def _nearest(self, low_res: Tensor, offset: int, count: int) -> Tensor:
         position = (low_res + 0.5) * self.scale - 0.5
-        return corners(position, count * self.scale, ensemble=False).index[0] - offset * self.scale
+        return corners(position, count * self.scale, ensemble=False).code[0] - offset * self.scale
 
     def query(self, coords: Tensor) -> Tensor:
         top, left, (height, width) = self.window

@@ -19,7 +19,8 @@ class ResidualBlock(nn.Module):
 
 
 class EDSR(Encoder):
-    """``n_resblocks`` residual blocks of ``n_feats`` channels; "baseline" is 16 of 64, the large one 32 of 256 with ``res_scale`` 0.1."""
+    """``n_resblocks`` residual blocks of ``n_feats`` channels; "baseline" is 16 of 64, the large one 32 of 256 with
+    ``res_scale`` 0.1."""
 
     def __init__(
         self, n_resblocks: int, n_feats: int, res_scale: float, scale: int = 2, no_upsampling: bool = False
@@ -37,6 +38,6 @@ class EDSR(Encoder):
             self.out_dim, self.scale = 3, scale
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.head(image)
+        x: Tensor = self.head(image)
         x = self.body(x) + x
         return x if self.tail is None else self.tail(x)

@@ -16,7 +16,8 @@ def conv3x3(channels_in: int, channels_out: int, size: int = 3) -> nn.Conv2d:
 
 
 def upsampler(scale: int, channels: int) -> nn.Sequential:
-    """Sub-pixel convolutions (Shi et al., CVPR 2016) that enlarge ``channels`` maps by ``scale``: a power of two or 3."""
+    """Sub-pixel convolutions (Shi et al., CVPR 2016) that enlarge ``channels`` maps by ``scale``: a power of two or
+    3."""
     if scale == 3:
         return nn.Sequential(conv3x3(channels, 9 * channels), nn.PixelShuffle(3))
     steps = int(math.log2(scale)) if scale >= 2 else 0
@@ -26,8 +27,8 @@ def upsampler(scale: int, channels: int) -> nn.Sequential:
 
 
 class UnusedMeanShift(nn.Module):
-    """Official EDSR and RCAN checkpoints carry the tensors of a mean shift that their network never applies. They are kept so
-    that a checkpoint can be read, and written again, with strict keys."""
+    """Official EDSR and RCAN checkpoints carry the tensors of a mean shift that their network never applies. They are
+    kept so that a checkpoint can be read, and written again, with strict keys."""
 
     def __init__(self, colours: int = 3) -> None:
         super().__init__()
@@ -38,7 +39,8 @@ class UnusedMeanShift(nn.Module):
 class Encoder(nn.Module):
     """An image becomes features: (B, 3, H, W), normalised to [-1, 1], to (B, out_dim, scale * H, scale * W).
 
-    ``scale`` is 1 for an encoder that feeds a decoder; with an upsampling tail it is the factor of the tail and ``out_dim`` is 3.
+    ``scale`` is 1 for an encoder that feeds a decoder; with an upsampling tail it is the factor of the tail and
+    ``out_dim`` is 3.
     """
 
     out_dim: int
@@ -49,8 +51,8 @@ class Encoder(nn.Module):
 
     @property
     def halo_px(self) -> int:
-        """How far, in input pixels, one feature sees. Every convolution with a footprint of these networks stands in one chain,
-        so their reaches add up; those of the tail work on smaller pixels."""
+        """How far, in input pixels, one feature sees. Every convolution with a footprint of these networks stands in
+        one chain, so their reaches add up; those of the tail work on smaller pixels."""
         reach, pixel = 0.0, 1.0
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

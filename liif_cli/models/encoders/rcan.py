@@ -50,8 +50,8 @@ class ResidualGroup(nn.Module):
 
 
 class RCAN(Encoder):
-    """``n_resgroups`` groups of ``n_resblocks`` attention blocks of ``n_feats`` channels; the attention pools over the whole
-    image, so its answer depends a little on what is encoded together."""
+    """``n_resgroups`` groups of ``n_resblocks`` attention blocks of ``n_feats`` channels; the attention pools over the
+    whole image, so its answer depends a little on what is encoded together."""
 
     def __init__(
         self,
@@ -75,6 +75,6 @@ class RCAN(Encoder):
             self.out_dim, self.scale = 3, scale
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.head(image)
+        x: Tensor = self.head(image)
         x = self.body(x) + x
         return x if self.tail is None else self.tail(x)

@@ -55,8 +55,8 @@ class RDN(Encoder):
             self.out_dim, self.scale = 3, scale
 
     def forward(self, image: Tensor) -> Tensor:
-        shallow = self.SFENet1(image)
-        x = self.SFENet2(shallow)
+        shallow: Tensor = self.SFENet1(image)
+        x: Tensor = self.SFENet2(shallow)
         outputs = []
         for block in self.RDBs:
             x = block(x)

@@ -1,0 +1,32 @@
+"""Pictures: files and arrays in, pixels of any size out, with everything a picture carries.
+
+The only place of file formats and of rounding. Sizes are (height, width), arrays (height, width, channels).
+"""
+
+from liif_cli.images.arrays import from_array, to_array
+from liif_cli.images.compose import compose, layers
+from liif_cli.images.formats import FORMATS, Format, check_output, format_of
+from liif_cli.images.picture import Picture
+from liif_cli.images.pillow import from_pil, to_pil
+from liif_cli.images.read import DEFAULT_MAX_PIXELS, EXTENSIONS, read
+from liif_cli.images.write import Writer, open_writer, write
+
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "EXTENSIONS",
+    "FORMATS",
+    "Format",
+    "Picture",
+    "Writer",
+    "check_output",
+    "compose",
+    "format_of",
+    "from_array",
+    "from_pil",
+    "layers",
+    "open_writer",
+    "read",
+    "to_array",
+    "to_pil",
+    "write",
+]

@@ -1,0 +1,180 @@
+"""What each output format can hold, as one table, and the questions asked of it before any work is done."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from liif_cli.errors import OutputError, UsageError
+from liif_cli.files import check_target
+from liif_cli.images.picture import Picture
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row: its name, its extensions (the first is the usual one), and its limits.
+
+    `longest_px` is a side's limit, `largest_bytes` that of the uncompressed pixels. `streams`: written band by band, in
+    constant memory. `share`: what is left of the uncompressed bytes at least, by experience, for the estimate of space.
+    `segment_bytes`: the most that one piece of metadata may have.
+    """
+
+    name: str
+    extensions: tuple[str, ...]
+    longest_px: int
+    alpha: bool
+    deep: bool
+    streams: bool
+    share: float
+    lossy: bool = False
+    largest_bytes: int | None = None
+    segment_bytes: int | None = None
+
+
+_NO_LIMIT = (1 << 31) - 1
+
+FORMATS = (
+    Format("PNG", (".png", ".apng"), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.25),
+    # 65,500 is the limit of libjpeg, below that of the format. A segment has 16 bits of length, two bytes of it its
+    # own.
+    Format(
+        "JPEG",
+        (".jpg", ".jpeg", ".jpe", ".jfif"),
+        65_500,
+        alpha=False,
+        deep=False,
+        streams=True,
+        share=0.03,
+        lossy=True,
+        segment_bytes=65_533,
+    ),
+    Format("WebP", (".webp",), 16_383, alpha=True, deep=False, streams=False, share=0.02, lossy=True),
+    Format("TIFF", (".tif", ".tiff"), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.25),
+    Format("AVIF", (".avif",), 65_535, alpha=True, deep=False, streams=False, share=0.01, lossy=True),
+    Format("GIF", (".gif",), 65_535, alpha=True, deep=False, streams=False, share=0.05),
+    # Its lengths are 32-bit.
+    Format(
+        "BMP", (".bmp", ".dib"), _NO_LIMIT, alpha=False, deep=False, streams=False, share=1.0, largest_bytes=1 << 32
+    ),
+    # A pyramid of tiles, JPEG where they are opaque and 8-bit, else PNG.
+    Format("DeepZoom", (".dzi",), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.03),
+)
+
+
+def format_of(path: Path, name: str | None = None) -> Format:
+    """Return the format of that name or extension ("png", ".tif", "DeepZoom"), or else by the extension of `path`.
+
+    Raises UsageError that names the known ones.
+    """
+    wanted = (name or path.suffix).lower()
+    for known in FORMATS:
+        if wanted in (known.name.lower(), *known.extensions, *(extension[1:] for extension in known.extensions)):
+            return known
+    if wanted in (".heic", ".heif", ".hif", "heic", "heif"):
+        raise UsageError(f"{path}: HEIC can be read but not written; use .avif, .jpg or .png")
+    extensions = ", ".join(known.extensions[0] for known in FORMATS)
+    if not wanted:
+        raise UsageError(f"{path}: has no extension to tell the format by; add one of {extensions}")
+    raise UsageError(f"{path}: {wanted} is no format liif can write; use one of {extensions}")
+
+
+def check_output(
+    path: Path,
+    size: tuple[int, int],
+    like: Picture,
+    *,
+    format: str | None = None,
+    strip: bool = False,
+    budget_bytes: int | None = None,
+    overwrite: bool = False,
+) -> Format:
+    """Ask, before any work, whether `path` can become a picture of `size` with the channels and the depth of `like`.
+
+    Returns the format. Raises UsageError for an unknown one, OutputError for whatever would fail later: too long a
+    side, alpha or 16 bits that the format cannot hold, too large for memory (`budget_bytes`) in a format that does
+    not stream, a folder that is missing or closed, a file that exists, too little space on the disk.
+    """
+    known = format_of(path, format)
+    _check_capacity(path, known, size, like)
+    _check_metadata(path, known, like, strip=strip)
+    raw_bytes = size[0] * size[1] * like.channels * like.pixels.itemsize
+    if budget_bytes is not None and not known.streams and held_bytes(size, like) > budget_bytes:
+        raise OutputError(
+            f"{path}: {known.name} is written from memory, and {held_bytes(size, like) / 1e9:.1f} GB are more than the "
+            f"budget of {budget_bytes / 1e9:.1f} GB; use {_those(lambda other: other.streams)}, or allow more memory"
+        )
+    target = check_target(path, overwrite=overwrite)
+    if known.name == "DeepZoom":
+        check_tiles_folder(path, target, overwrite=overwrite)
+    free = shutil.disk_usage(target.parent).free
+    if free < raw_bytes * known.share:
+        raise OutputError(
+            f"{path}: about {raw_bytes * known.share / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on this "
+            "disk; free some space or name another folder"
+        )
+    return known
+
+
+def tiles_folder(path: Path) -> Path:
+    """Return the folder of a DeepZoom picture's tiles, which stands beside its `.dzi` file."""
+    return path.with_name(path.stem + "_files")
+
+
+def check_tiles_folder(path: Path, target: Path, *, overwrite: bool) -> None:
+    """Raise OutputError where a DeepZoom picture's folder of tiles is already there and must stay."""
+    folder = tiles_folder(target)
+    if os.path.lexists(folder) and not overwrite:
+        raise OutputError(f"{path}: its folder {folder} already exists; add --overwrite to replace it")
+
+
+def held_bytes(size: tuple[int, int], like: Picture) -> int:
+    """Return the bytes taken by a picture that is written from memory: its array, and Pillow's copy of four a pixel."""
+    return size[0] * size[1] * (like.channels * like.pixels.itemsize + 4)
+
+
+def _check_capacity(path: Path, known: Format, size: tuple[int, int], like: Picture) -> None:
+    height, width = size
+    if height < 1 or width < 1:
+        raise OutputError(f"{path}: a picture of {width}x{height} has no pixels; ask for at least 1x1")
+    if max(size) > known.longest_px:
+        raise OutputError(
+            f"{path}: {known.name} holds at most {known.longest_px:,} pixels a side and {width:,}x{height:,} are asked "
+            f"for; use {_those(lambda other: other.longest_px >= max(size))}"
+        )
+    if known.largest_bytes is not None and height * width * 3 >= known.largest_bytes:
+        raise OutputError(f"{path}: {known.name} holds at most 4 GB; use {_those(lambda other: other.streams)}")
+    if like.pixels.dtype not in (np.uint8, np.uint16):
+        raise OutputError(f"{path}: floating-point pixels cannot be written; convert them to uint8 or uint16 first")
+    if like.depth > 8 and not known.deep:
+        raise OutputError(f"{path}: {known.name} cannot hold 16 bits a channel; use {_those(lambda other: other.deep)}")
+    if like.alpha is None:
+        return
+    if not known.alpha:
+        raise OutputError(f"{path}: {known.name} cannot hold transparency; use {_those(lambda other: other.alpha)}")
+    if known.name == "GIF" and not np.isin(like.alpha, (0, 255)).all():
+        raise OutputError(f"{path}: GIF cannot hold partial transparency; use .png, .webp, .tif or .avif")
+
+
+def _check_metadata(path: Path, known: Format, like: Picture, *, strip: bool) -> None:
+    if known.segment_bytes is None or strip:
+        return
+    for kind, block, header in (("EXIF", like.exif, 0), ("XMP", like.xmp, len(XMP_HEADER))):
+        if block is not None and len(block) + header > known.segment_bytes:
+            raise OutputError(
+                f"{path}: {known.name} cannot hold {len(block):,} bytes of {kind}; add --strip, or use .png"
+            )
+
+
+XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
+"""What an XMP segment of a JPEG file begins with."""
+
+PNG_XMP_HEADER = b"XML:com.adobe.xmp\0\0\0\0\0"
+"""What an XMP chunk, iTXt, of a PNG file begins with: keyword, no compression, no language, no translation."""
+
+
+def _those(able: Callable[[Format], bool]) -> str:
+    names = [known.extensions[0] for known in FORMATS if able(known)]
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,144 @@
+"""EXIF and XMP after the picture was turned upright or enlarged: what would now be false is mended, all else kept.
+
+EXIF is a small TIFF file: directories of 12-byte entries (tag, type, count, value or offset). It is mended in place,
+byte
+for byte, because writing it anew breaks the offsets inside makers' notes.
+"""
+
+import re
+import struct
+from collections.abc import Iterator
+
+PREFIX = b"Exif\0\0"
+
+ORIENTATION = 0x0112
+EXIF_DIRECTORY = 0x8769
+_WIDTHS = (0x0100, 0xA002)
+_HEIGHTS = (0x0101, 0xA003)
+_THUMBNAIL_START, _THUMBNAIL_LENGTH = 0x0201, 0x0202
+_SHORT, _LONG = 3, 4
+
+
+class _Exif:
+    """The bytes of an EXIF block, open for small changes; ValueError or struct.error where it is damaged."""
+
+    def __init__(self, block: bytes) -> None:
+        self.data = bytearray(block.removeprefix(PREFIX))
+        order = bytes(self.data[:4])
+        if order not in (b"II*\0", b"MM\0*"):
+            raise ValueError("not an EXIF block")
+        self.order = "<" if order[:2] == b"II" else ">"
+        self.first = self.number("I", 4)
+
+    def number(self, kind: str, at: int) -> int:
+        return int(struct.unpack_from(self.order + kind, self.data, at)[0])
+
+    def put(self, kind: str, at: int, value: int) -> None:
+        struct.pack_into(self.order + kind, self.data, at, value)
+
+    def entries(self, directory: int) -> Iterator[tuple[int, int]]:
+        """Tag and position of each entry."""
+        for index in range(self.number("H", directory)):
+            at = directory + 2 + 12 * index
+            self.number("I", at + 8)
+            yield self.number("H", at), at
+
+    def value(self, at: int) -> int:
+        return self.number("H" if self.number("H", at + 2) == _SHORT else "I", at + 8)
+
+    def set_value(self, at: int, value: int) -> None:
+        """Make an entry one number; a LONG where a SHORT would not hold it."""
+        kind = _SHORT if value < 1 << 16 and self.number("H", at + 2) == _SHORT else _LONG
+        self.put("H", at + 2, kind)
+        self.put("I", at + 4, 1)
+        self.put("I", at + 8, 0)
+        self.put("H" if kind == _SHORT else "I", at + 8, value)
+
+    def block(self) -> bytes:
+        return PREFIX + bytes(self.data)
+
+
+def orientation(exif: bytes | None, xmp: bytes | None = None) -> int:
+    """Return the orientation, 1 to 8, that EXIF or else XMP states; 1 where neither makes sense."""
+    if exif:
+        try:
+            block = _Exif(exif)
+            found = [block.value(at) for tag, at in block.entries(block.first) if tag == ORIENTATION]
+        except (ValueError, struct.error):
+            found = []
+        if found:
+            return found[0] if 1 <= found[0] <= 8 else 1
+    match = _XMP_ORIENTATION.search(xmp or b"")
+    return int(match["value"]) if match else 1
+
+
+def upright_exif(exif: bytes | None) -> bytes | None:
+    """Return the EXIF block with orientation 1 and without its thumbnail; None where it is damaged."""
+    if not exif:
+        return None
+    try:
+        block = _Exif(exif)
+        for tag, at in block.entries(block.first):
+            if tag == ORIENTATION:
+                block.set_value(at, 1)
+        link = block.first + 2 + 12 * block.number("H", block.first)
+        if link + 4 <= len(block.data):
+            _drop_thumbnail(block, block.number("I", link))
+            block.put("I", link, 0)
+    except (ValueError, struct.error):
+        return None
+    return block.block()
+
+
+def _drop_thumbnail(block: _Exif, directory: int) -> None:
+    if not directory:
+        return
+    try:
+        found = {tag: block.value(at) for tag, at in block.entries(directory)}
+    except (ValueError, struct.error):
+        return  # unlinking the directory is enough
+    start, length = found.get(_THUMBNAIL_START, 0), found.get(_THUMBNAIL_LENGTH, 0)
+    if start > directory and start + length == len(block.data):
+        del block.data[start:]  # where it nearly always lies; elsewhere it stays, unreferenced but blank
+    elif start > directory and start + length < len(block.data):
+        block.data[start : start + length] = bytes(length)
+
+
+def resized_exif(exif: bytes | None, size: tuple[int, int]) -> bytes | None:
+    """Return the EXIF block with its picture size, where it states one, set to `size`."""
+    if not exif:
+        return None
+    try:
+        block = _Exif(exif)
+        inner = [block.value(at) for tag, at in block.entries(block.first) if tag == EXIF_DIRECTORY]
+        for directory in (block.first, *inner):
+            for tag, at in block.entries(directory):
+                if tag in _WIDTHS + _HEIGHTS:
+                    block.set_value(at, size[1] if tag in _WIDTHS else size[0])
+    except (ValueError, struct.error):
+        return exif
+    return block.block()
+
+
+def _xmp_field(name: bytes, digits: bytes = rb"\d+") -> re.Pattern[bytes]:
+    # <tiff:Orientation>6</tiff:Orientation> or tiff:Orientation="6"
+    return re.compile(rb"(?P<before>" + name + rb"\s*(?:=\s*[\"']|>)\s*)(?P<value>" + digits + rb")(?=\s*[\"'<])")
+
+
+_XMP_ORIENTATION = _xmp_field(rb"tiff:Orientation", rb"[1-8]")
+_XMP_WIDTH = _xmp_field(rb"(?:exif:PixelXDimension|tiff:ImageWidth)")
+_XMP_HEIGHT = _xmp_field(rb"(?:exif:PixelYDimension|tiff:ImageLength)")
+
+
+def upright_xmp(xmp: bytes | None) -> bytes | None:
+    """Return the XMP packet with orientation 1."""
+    return _XMP_ORIENTATION.sub(rb"\g<before>1", xmp) if xmp else None
+
+
+def resized_xmp(xmp: bytes | None, size: tuple[int, int]) -> bytes | None:
+    """Return the XMP packet with its picture size, where it states one, set to `size`."""
+    if not xmp:
+        return None
+    for field, length in ((_XMP_WIDTH, size[1]), (_XMP_HEIGHT, size[0])):
+        xmp = field.sub(rb"\g<before>%d" % length, xmp)
+    return xmp

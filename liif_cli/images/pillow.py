@@ -1,0 +1,190 @@
+"""Pillow images to pictures and back: every mode of Pillow's, one rule each."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from liif_cli.errors import InputError
+from liif_cli.images import metadata
+from liif_cli.images.picture import Array, Picture
+from liif_cli.images.quiet import quiet, vips
+
+_DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def pixels_of(image: Image.Image, name: str) -> Array:
+    """Return a loaded image's pixels, (H, W, C) uint8 or uint16, as they lie, CMYK and Lab excepted: these become sRGB.
+
+    Raises InputError, which begins with `name`, for modes without a fixed range (32-bit integers, floats).
+    """
+    mode = image.mode
+    if mode in _DEEP:
+        return np.asarray(image).astype(np.uint16)[..., None]
+    if mode == "I":
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise InputError(f"{name}: has 32-bit integer samples; convert it to 8 or 16 bits a channel first")
+        return values.astype(np.uint16)[..., None]
+    if mode == "F":
+        raise InputError(f"{name}: has floating-point samples; convert it to 8 or 16 bits a channel first")
+    if mode == "CMYK":
+        return srgb_from_cmyk(np.asarray(image), image.info.get("icc_profile"))[0]
+    if mode == "LAB":
+        return np.asarray(_from_lab(image))
+    array = np.asarray(image.convert(_plain_mode(image)))
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _plain_mode(image: Image.Image) -> str:
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        return "LA" if grey else "RGBA"
+    return "L" if grey else "RGB"
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    assert converted is not None
+    return converted
+
+
+def srgb_from_cmyk(inks: Array, icc: bytes | None) -> tuple[Array, bytes]:
+    """Turn (H, W, 4) inks, uint8 or uint16, 0 no ink, into sRGB (H, W, 3) of the same type, and its profile.
+
+    The embedded profile decides; without a usable one, libvips's common press profile.
+    """
+    pyvips = vips()
+    height, width = inks.shape[:2]
+    kind = "ushort" if inks.dtype == np.uint16 else "uchar"
+    flat = np.ascontiguousarray(inks)
+    image = pyvips.Image.new_from_memory(flat.data, width, height, 4, kind).copy(interpretation="cmyk")
+    # The alternative profile is used where the embedded one is missing or of another colour space.
+    options = {
+        "input_profile": "cmyk",
+        "depth": flat.itemsize * 8,
+        "intent": "relative",
+        "black_point_compensation": True,
+    }
+    if icc and icc[16:20] == b"CMYK":
+        with_profile = image.copy()
+        with_profile.set_type(pyvips.GValue.blob_type, "icc-profile-data", icc)
+        try:
+            converted = with_profile.icc_transform("srgb", embedded=True, **options)
+            return _samples(converted), bytes(converted.get("icc-profile-data"))
+        except pyvips.Error:
+            pass  # a damaged profile is worth no more than none
+    converted = image.icc_transform("srgb", **options)
+    return _samples(converted), bytes(converted.get("icc-profile-data"))
+
+
+def _samples(image: Any) -> Array:
+    array = np.asarray(image.numpy())
+    return array if array.ndim == 3 else array[..., None]
+
+
+def matching_profile(icc: Any, pixels: Array) -> bytes | None:
+    """Return the profile where it speaks of pixels like these (a grey one for grey, an RGB one for RGB), else None."""
+    if not isinstance(icc, bytes) or len(icc) < 128:
+        return None
+    return icc if icc[16:20] == (b"GRAY" if pixels.shape[2] <= 2 else b"RGB ") else None
+
+
+def turned(pixels: Array, orientation: int) -> Array:
+    """Return the pixels upright, for an EXIF orientation of 1 to 8; contiguous."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    # Orientation 5 and 7 are transpositions along the two diagonals; 6 and 8 are quarter turns.
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def dpi_of(info: dict[Any, Any]) -> tuple[float, float] | None:
+    """Return (horizontal, vertical) where the file states a usable resolution."""
+    try:
+        across, down = (float(value) for value in info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (across, down) if 1 <= across < 1e5 and 1 <= down < 1e5 else None
+
+
+def from_pil(image: Image.Image) -> Picture:
+    """Return a picture of a Pillow image: turned upright, profile and metadata carried.
+
+    Palettes become RGB or RGBA, CMYK, Lab and YCbCr become RGB, bilevel becomes grey. Raises InputError for float and
+    32-bit modes, and where a lazily opened file cannot be decoded.
+    """
+    with quiet():
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"the image cannot be decoded: {error}") from error
+        return picture_of(image, "the image", image.format or "PNG")
+
+
+def picture_of(image: Image.Image, name: str, file_format: str) -> Picture:
+    """Return a picture of a loaded Pillow image; raises InputError that begins with `name`."""
+    if 0 in image.size:
+        raise InputError(f"{name}: has no pixels")
+    info = image.info
+    pixels = pixels_of(image, name)
+    exif, xmp = raw_exif(image), raw_xmp(info)
+    # Tags that Pillow has applied itself, as it does for TIFF, are no longer there.
+    upright = turned(pixels, metadata.orientation(exif, xmp))
+    return Picture(
+        pixels=upright,
+        icc=_srgb_profile() if image.mode in ("CMYK", "LAB") else matching_profile(info.get("icc_profile"), pixels),
+        exif=metadata.upright_exif(exif),
+        xmp=metadata.upright_xmp(xmp),
+        format=file_format,
+        dpi=dpi_of(info),
+        lossless=file_format not in ("JPEG", "WEBP", "AVIF", "HEIF"),
+    )
+
+
+def raw_exif(image: Image.Image) -> bytes | None:
+    """Return the EXIF block as the file has it."""
+    exif = image.info.get("exif")
+    if isinstance(exif, bytes) and len(exif) > len(metadata.PREFIX):
+        return exif if exif.startswith(metadata.PREFIX) else metadata.PREFIX + exif
+    if "Raw profile type exif" in image.info:  # PNG files of ImageMagick
+        found = image.getexif()
+        return found.tobytes() if found else None
+    return None
+
+
+def raw_xmp(info: dict[Any, Any]) -> bytes | None:
+    """Return the XMP packet as the file has it."""
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    if isinstance(xmp, str):
+        xmp = xmp.encode()
+    return xmp if isinstance(xmp, bytes) and xmp else None
+
+
+def _srgb_profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def to_pil(pixels: Array, like: Picture) -> Image.Image:
+    """Return pixels (h, w, C), uint8 or uint16 grey, as a Pillow image with the profile and metadata of `like`.
+
+    Raises InputError for 16-bit colour and floats, which Pillow cannot hold.
+    """
+    if pixels.dtype == np.uint16 and pixels.shape[2] != 1:
+        raise InputError("Pillow cannot hold 16-bit colour; pass an array instead")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise InputError("Pillow cannot hold floating-point colour; pass an array instead")
+    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+    size = pixels.shape[0], pixels.shape[1]
+    carried = {
+        "icc_profile": like.icc,
+        "exif": metadata.resized_exif(like.exif, size),
+        "xmp": metadata.resized_xmp(like.xmp, size),
+        "dpi": like.dpi,
+    }
+    image.info.update({key: value for key, value in carried.items() if value is not None})
+    return image

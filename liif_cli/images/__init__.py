@@ -3,6 +3,7 @@
 The only place of file formats and of rounding. Sizes are (height, width), arrays (height, width, channels).
 """
 
+from liif_cli.images.animation import Animation, read_animation, write_animation
 from liif_cli.images.arrays import from_array, to_array
 from liif_cli.images.compose import compose, layers
 from liif_cli.images.formats import FORMATS, Format, check_output, format_of
@@ -15,6 +16,7 @@ __all__ = [
     "DEFAULT_MAX_PIXELS",
     "EXTENSIONS",
     "FORMATS",
+    "Animation",
     "Format",
     "Picture",
     "Writer",
@@ -26,7 +28,9 @@ __all__ = [
     "layers",
     "open_writer",
     "read",
+    "read_animation",
     "to_array",
     "to_pil",
     "write",
+    "write_animation",
 ]

@@ -1,5 +1,6 @@
 """Pillow images to pictures and back: every mode of Pillow's, one rule each."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,21 @@ def _samples(image: Any) -> Array:
     return array if array.ndim == 3 else array[..., None]
 
 
+def in_srgb(image: Image.Image, icc: bytes) -> Image.Image:
+    """Return a grey or RGB image, with or without alpha, as sRGB colours; unchanged where the profile is unusable."""
+    alpha = image.getchannel("A") if "A" in image.mode else None
+    plain = image.convert("L" if image.mode in ("L", "LA") else "RGB")
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        colours = ImageCms.profileToProfile(plain, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return image
+    assert colours is not None
+    if alpha is not None:
+        colours.putalpha(alpha)
+    return colours
+
+
 def matching_profile(icc: Any, pixels: Array) -> bytes | None:
     """Return the profile where it speaks of pixels like these (a grey one for grey, an RGB one for RGB), else None."""
     if not isinstance(icc, bytes) or len(icc) < 128:
@@ -109,6 +125,8 @@ def dpi_of(info: dict[Any, Any]) -> tuple[float, float] | None:
         across, down = (float(value) for value in info["dpi"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
+    # PNG counts dots a metre: 299.9994 was 300.
+    across, down = round(across, 2), round(down, 2)
     return (across, down) if 1 <= across < 1e5 and 1 <= down < 1e5 else None
 
 
@@ -126,15 +144,17 @@ def from_pil(image: Image.Image) -> Picture:
         return picture_of(image, "the image", image.format or "PNG")
 
 
-def picture_of(image: Image.Image, name: str, file_format: str) -> Picture:
-    """Return a picture of a loaded Pillow image; raises InputError that begins with `name`."""
+def picture_of(image: Image.Image, name: str, file_format: str, orientation: int | None = None) -> Picture:
+    """Return a picture of a loaded Pillow image; raises InputError that begins with `name`.
+
+    `orientation` is how the pixels lie, 1 to 8; None: as EXIF or XMP says.
+    """
     if 0 in image.size:
         raise InputError(f"{name}: has no pixels")
     info = image.info
     pixels = pixels_of(image, name)
     exif, xmp = raw_exif(image), raw_xmp(info)
-    # Tags that Pillow has applied itself, as it does for TIFF, are no longer there.
-    upright = turned(pixels, metadata.orientation(exif, xmp))
+    upright = turned(pixels, orientation or metadata.orientation(exif, xmp))
     return Picture(
         pixels=upright,
         icc=_srgb_profile() if image.mode in ("CMYK", "LAB") else matching_profile(info.get("icc_profile"), pixels),

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import io
 import stat
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from liif_cli.images import metadata
 from liif_cli.images.picture import Array, Picture
 from liif_cli.images.pillow import dpi_of, matching_profile, picture_of, raw_exif, raw_xmp, srgb_from_cmyk, turned
 from liif_cli.images.quiet import quiet, vips
+from liif_cli.images.tiff import metadata_of
 
 Source: TypeAlias = Path | bytes | BinaryIO
 
@@ -89,8 +91,11 @@ def read(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Pict
                 return _read_by_vips(file, max_pixels, image)
             with decoding(file.name):
                 image.load()
-                carry_tiff_metadata(image)
-                picture = picture_of(image, file.name, image.format or "PNG")
+                if image.format == "TIFF":
+                    image.info.update(_tiff_info(file))
+                # Pillow has turned TIFF pictures itself, whatever XMP says.
+                orientation = 1 if image.format == "TIFF" else None
+                picture = picture_of(image, file.name, image.format or "PNG", orientation)
         return _lossless_webp(picture, file)
 
 
@@ -219,23 +224,20 @@ def _read_by_vips(file: Opened, max_pixels: int | None, known: Image.Image | Non
         check_pixels(file.name, image.width * image.height, max_pixels)
         icc = bytes(image.get("icc-profile-data")) if image.get_typeof("icc-profile-data") else None
         pixels, icc = _vips_pixels(file.name, image, icc)
-        exif = xmp = None
-        info: dict[Any, Any] = {}
-        if known is not None:
-            if known.format == "PNG":
-                known.load()  # EXIF and XMP may lie behind the pixels
-            carry_tiff_metadata(known)
-            info = known.info
-            exif, xmp = raw_exif(known), raw_xmp(info)
-        orientation = int(image.get("orientation")) if image.get_typeof("orientation") else 1
         if known is not None and known.format == "PNG":
-            orientation = metadata.orientation(exif, xmp)
+            known.load()  # EXIF and XMP may lie behind the pixels
+            info: dict[str, Any] = {**known.info, "exif": raw_exif(known)}
+            orientation = metadata.orientation(info["exif"], raw_xmp(info))
+        else:
+            info = _tiff_info(file)
+            orientation = info.get("orientation", 1)
+        exif, xmp = info.get("exif"), raw_xmp(info)
     return Picture(
         pixels=turned(pixels, orientation if 1 <= orientation <= 8 else 1),
         icc=matching_profile(icc, pixels),
         exif=metadata.upright_exif(exif),
         xmp=metadata.upright_xmp(xmp),
-        format=known.format or "TIFF" if known is not None else "TIFF",
+        format="TIFF" if known is None else str(known.format),
         dpi=dpi_of(info),
     )
 
@@ -257,41 +259,11 @@ def _vips_array(image: Any) -> Array:
     return array[..., None] if array.ndim == 2 else array
 
 
-def carry_tiff_metadata(image: Image.Image) -> None:
-    """Put a TIFF's EXIF and XMP where Pillow keeps those of other formats, without the tags of its layout."""
-    if image.format != "TIFF":
-        return
-    tags = image.getexif()
-    carried = Image.Exif()
-    for tag in _DESCRIPTIVE_TAGS:
-        if tag in tags:
-            carried[tag] = tags[tag]
-    for directory in (metadata.EXIF_DIRECTORY, 0x8825):
-        if inner := tags.get_ifd(directory):
-            carried[directory] = dict(inner)
-    if len(carried):
-        image.info["exif"] = carried.tobytes()
-    xmp = getattr(image, "tag_v2", {}).get(700)
-    if isinstance(xmp, bytes):
-        image.info["xmp"] = xmp
-
-
-# Words about the picture: description, maker, model, software, date, artist, host, copyright, and the Windows titles.
-_DESCRIPTIVE_TAGS = (
-    0x010E,
-    0x010F,
-    0x0110,
-    0x0131,
-    0x0132,
-    0x013B,
-    0x013C,
-    0x8298,
-    0x9C9B,
-    0x9C9C,
-    0x9C9D,
-    0x9C9E,
-    0x9C9F,
-)
+def _tiff_info(file: Opened) -> dict[str, Any]:
+    try:
+        return metadata_of(file.stream)
+    except (struct.error, ValueError, OSError, OverflowError):
+        return {}  # the pixels may be whole all the same
 
 
 def _lossless_webp(picture: Picture, file: Opened) -> Picture:

@@ -16,6 +16,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -172,7 +173,7 @@ class Stream:
         elif self._format == "TIFF":
             self._save_tiff(image)
         else:
-            image.dzsave(str(self._temporary / self._final.stem), **self._options)
+            image.dzsave(str(self._temporary / self._final.stem), keep="icc", **self._options)
 
     def _save_through(self, save: Any, inserted: "Inserted") -> None:
         with self._temporary.open("wb") as file:
@@ -180,7 +181,8 @@ class Stream:
             sink = _Sink(file, inserted)
             target.on_write(sink.write)
             try:
-                save(target, **self._options)
+                # libvips would write EXIF of its own making beside ours.
+                save(target, keep="icc", **self._options)
             finally:
                 self._error = sink.error
             if sink.error is None:
@@ -196,7 +198,8 @@ class Stream:
             options |= {"tile": True, "tile_width": 256, "tile_height": 256, "pyramid": True, "subifd": True}
         image.tiffsave(str(self._temporary), **options)
         if carried.exif is not None:
-            graft_exif(self._temporary, carried.exif)
+            with self._temporary.open("r+b") as file:
+                graft_exif(file, carried.exif)
 
 
 class _Pieces:
@@ -217,26 +220,12 @@ class _Pieces:
         return chunk
 
 
+@dataclass(frozen=True)
 class Inserted:
-    """Metadata to put into a file as it passes: where, told by the first bytes of the file, and what."""
+    """Metadata to put into a file as it passes, `at` that many bytes from its start."""
 
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-    def position(self, start: bytes) -> int:
-        """Return the offset; `start` is at least the first 64 bytes."""
-        raise NotImplementedError
-
-
-class _AfterPngHeader(Inserted):
-    def position(self, start: bytes) -> int:
-        return len(_PNG_START) + 12 + 13  # the chunk IHDR: length, name, 13 bytes, checksum
-
-
-class _AfterJfif(Inserted):
-    def position(self, start: bytes) -> int:
-        # JFIF wants to be the very first segment.
-        return 2 + 2 + int.from_bytes(start[4:6], "big") if start[2:4] == b"\xff\xe0" else 2
+    at: int
+    content: bytes
 
 
 def png_chunk(name: bytes, content: bytes) -> bytes:
@@ -251,15 +240,25 @@ def png_metadata(carried: Picture) -> Inserted:
         chunks += png_chunk(b"eXIf", carried.exif.removeprefix(PREFIX))
     if carried.xmp is not None:
         chunks += png_chunk(b"iTXt", PNG_XMP_HEADER + carried.xmp)
-    return _AfterPngHeader(chunks)
+    # Behind the signature and the chunk IHDR: length, name, 13 bytes, checksum.
+    return Inserted(len(_PNG_START) + 12 + 13, chunks)
 
 
 def jpeg_metadata(carried: Picture) -> Inserted:
-    """Return EXIF and XMP as segments of a JPEG file."""
-    blocks = [carried.exif] if carried.exif is not None else []
+    """Return resolution (JFIF), EXIF and XMP as segments of a JPEG file."""
+    # Unit 1 is dots an inch; without a resolution, unit 0 and square pixels.
+    unit, across, down = (1, *(round(value) for value in carried.dpi)) if carried.dpi else (0, 1, 1)
+    jfif = b"JFIF\0\1\1" + struct.pack(">BHHBB", unit, min(across, 0xFFFF), min(down, 0xFFFF), 0, 0)
+    segments = _segment(0xE0, jfif)
+    if carried.exif is not None:
+        segments += _segment(0xE1, carried.exif)
     if carried.xmp is not None:
-        blocks.append(XMP_HEADER + carried.xmp)
-    return _AfterJfif(b"".join(b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block for block in blocks))
+        segments += _segment(0xE1, XMP_HEADER + carried.xmp)
+    return Inserted(2, segments)  # behind the two bytes that every JPEG file begins with
+
+
+def _segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
 
 
 class _Sink:
@@ -278,7 +277,7 @@ class _Sink:
                 self._file.write(chunk)
             else:
                 self._start += bytes(chunk)
-                if len(self._start) >= 64:
+                if len(self._start) >= self._inserted.at:
                     self.flush()
         except BaseException as error:
             self.error = error
@@ -287,7 +286,7 @@ class _Sink:
 
     def flush(self) -> None:
         if self._start is not None:
-            at = self._inserted.position(self._start)
+            at = self._inserted.at
             self._file.write(self._start[:at] + self._inserted.content + self._start[at:])
             self._start = None
         self._file.flush()

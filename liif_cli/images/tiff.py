@@ -1,29 +1,33 @@
-"""EXIF into a finished TIFF file, which libvips cannot write: new directories at its end, and the first one moved
-there.
+"""The directories of TIFF files: EXIF out of them, and into finished ones, which libvips and Pillow do only in part.
 
 A TIFF file begins with its byte order, a version (42, or 43 with 64-bit offsets) and the offset of its first directory.
-A directory counts its entries (tag, type, count, value or the value's offset) and ends with the offset of the next one.
-Since values keep their places, a directory may be copied to the end with entries added, and the header pointed at it.
+A directory counts its entries (tag, type, count, and the value or its offset) and ends with the offset of the next one.
+EXIF is the same on a small scale. Since values keep their places, a directory may be copied to the end of a file with
+entries added, and the header pointed at it.
 """
 
+import io
 import struct
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from liif_cli.images.metadata import EXIF_DIRECTORY, ORIENTATION, PREFIX
 
 _GPS_DIRECTORY, _INTEROP_DIRECTORY = 0x8825, 0xA005
 _DIRECTORIES = (EXIF_DIRECTORY, _GPS_DIRECTORY, _INTEROP_DIRECTORY)
+# Words about the picture: description, maker, model, software, date, artist, host, copyright, and Windows' titles.
+_DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, *range(0x9C9B, 0x9CA0))
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _XMP = 0x011A, 0x011B, 0x0128, 0x02BC
+
+_SHORT, _LONG, _RATIONAL, _WIDE_DIRECTORY = 3, 4, 5, 18
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-# What a number of each type is made of, for turning the byte order; bytes and text have none.
+# The words a number of each type is made of, for turning the byte order; bytes and text have none.
 _TYPE_WORD = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}
-_LONG, _LONG8 = 4, 16
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Byte order and width of offsets: 4 bytes in a classic file, 8 in a big one."""
+    """Byte order and width of offsets: 4 bytes in a classic file, 8 in a wide one."""
 
     order: str
     wide: bool
@@ -40,67 +44,142 @@ class _Layout:
     def entry(self) -> str:
         return self.order + ("HHQ8s" if self.wide else "HHI4s")
 
+    @property
+    def room(self) -> int:
+        """How many bytes of a value an entry itself holds; also where the header keeps the first offset."""
+        return 8 if self.wide else 4
+
 
 @dataclass(frozen=True)
 class _Value:
-    """One entry taken out of its file: its bytes, or the entries of a directory it points to."""
+    """One entry taken out of its file: its bytes in little-endian order, or the directory it points to."""
 
     kind: int
     count: int
     content: bytes
     directory: "dict[int, _Value] | None" = None
 
+    def numbers(self) -> list[float]:
+        """The value as numbers; empty where it is none."""
+        if self.kind == _SHORT:
+            return [float(number) for number in struct.unpack(f"<{self.count}H", self.content)]
+        if self.kind == _RATIONAL:
+            pairs = struct.iter_unpack("<II", self.content)
+            return [above / below if below else 0.0 for above, below in pairs]
+        return []
 
-def graft_exif(path: Path, exif: bytes) -> None:
-    """Add the EXIF block (with or without its prefix) to the TIFF file; tags the file has already stay as they are.
+
+def metadata_of(file: BinaryIO) -> dict[str, Any]:
+    """Return what a TIFF file says of its first picture: "exif", "xmp", "dpi" and "orientation", where it does.
+
+    The EXIF block holds the words about the picture and the directories of camera and place, not the tags of the
+    layout. Raises struct.error, ValueError or OSError for a damaged file.
+    """
+    layout, first = _header(file)
+    resolution = (_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT)
+    tags = _tags_at(file, layout, first, (*_DESCRIPTIVE, *_DIRECTORIES, *resolution, _XMP, ORIENTATION))
+    found: dict[str, Any] = {}
+    carried = {tag: value for tag, value in tags.items() if tag in _DESCRIPTIVE or value.directory}
+    if carried:
+        found["exif"] = _exif_block(carried)
+    if _XMP in tags:
+        found["xmp"] = tags[_XMP].content
+    across, down, unit = (tags[tag].numbers() if tag in tags else [] for tag in resolution)
+    if across and down and unit != [1.0]:  # unit 1: a ratio of no known unit
+        inch = 2.54 if unit == [3.0] else 1.0
+        found["dpi"] = (across[0] * inch, down[0] * inch)
+    if ORIENTATION in tags and (numbers := tags[ORIENTATION].numbers()):
+        found["orientation"] = int(numbers[0])
+    return found
+
+
+def graft_exif(file: BinaryIO, exif: bytes) -> None:
+    """Add an EXIF block to a finished TIFF file, open for reading and writing; tags it has already stay as they are.
 
     A block that cannot be followed adds nothing. Raises OSError where the file cannot be changed.
     """
     try:
-        tags = _exif_tags(exif.removeprefix(PREFIX))
-    except (struct.error, KeyError, ValueError):
+        block = io.BytesIO(exif.removeprefix(PREFIX))
+        source, start = _header(block)
+        tags = _tags_at(block, source, start, None)
+    except (struct.error, ValueError):
         return
-    tags.pop(ORIENTATION, None)
-    with path.open("r+b") as file:
-        head = file.read(16)
-        wide = head[2:4] in (b"+\0", b"\0+")
-        layout = _Layout("<" if head[:2] == b"II" else ">", wide)
-        at = 8 if wide else 4
-        first = struct.unpack_from(layout.offset, head, at)[0]
-        entries, following = _read_entries(file, layout, first)
-        added = {tag: value for tag, value in tags.items() if tag not in entries}
-        if not added:
-            return
-        for tag, value in added.items():
-            entries[tag] = _append_value(file, layout, tag, value)
-        moved = _append_directory(file, layout, entries, following)
-        file.seek(at)
-        file.write(struct.pack(layout.offset, moved))
+    layout, first = _header(file)
+    entries, following = _entries(file, layout, first)
+    known = dict(entries)
+    for tag, value in tags.items():
+        if tag != ORIENTATION and tag not in known:
+            known[tag] = _append_value(file, layout, value)
+    _point_at(file, layout, _append_directory(file, layout, known, following))
 
 
-def _exif_tags(block: bytes) -> dict[int, _Value]:
-    layout = _Layout("<" if block[:2] == b"II" else ">", wide=False)
-    return _tags_at(block, layout, struct.unpack_from(layout.offset, block, 4)[0], depth=0)
+def _exif_block(tags: dict[int, _Value]) -> bytes:
+    layout, file = _Layout("<", wide=False), io.BytesIO()
+    file.write(b"II*\0\0\0\0\0")
+    entries = {tag: _append_value(file, layout, value) for tag, value in tags.items()}
+    _point_at(file, layout, _append_directory(file, layout, entries, 0))
+    return PREFIX + file.getvalue()
 
 
-def _tags_at(block: bytes, layout: _Layout, at: int, depth: int) -> dict[int, _Value]:
-    if depth > 3:
-        raise ValueError("directories that contain one another")
+def _header(file: BinaryIO) -> tuple[_Layout, int]:
+    """Return the layout and the offset of the first directory."""
+    file.seek(0)
+    head = file.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    if order is None:
+        raise ValueError("no TIFF structure")
+    layout = _Layout(order, wide=struct.unpack_from(order + "H", head, 2)[0] == 43)
+    return layout, int(struct.unpack_from(layout.offset, head, layout.room)[0])
+
+
+def _entries(file: BinaryIO, layout: _Layout, at: int) -> tuple[list[tuple[int, bytes]], int]:
+    """Return each entry as its tag and what follows that, and the offset of the next directory."""
+    file.seek(at)
+    number = struct.unpack(layout.count, file.read(struct.calcsize(layout.count)))[0]
+    length = struct.calcsize(layout.entry)
+    if number > 0xFFFF:
+        raise ValueError("a directory of too many entries")
+    raw = file.read(number * length)
+    following = struct.unpack(layout.offset, file.read(layout.room))[0]
+    starts = range(0, number * length, length)
+    return [(struct.unpack_from(layout.order + "H", raw, at)[0], raw[at + 2 : at + length]) for at in starts], following
+
+
+def _tags_at(
+    file: BinaryIO, layout: _Layout, at: int, wanted: tuple[int, ...] | None, depth: int = 0
+) -> dict[int, _Value]:
+    """Return the wanted entries of a directory (None: all) with their values; what is damaged is left out."""
     tags = {}
-    for index in range(struct.unpack_from(layout.count, block, at)[0]):
-        tag, kind, count, field = struct.unpack_from(layout.entry, block, at + 2 + 12 * index)
-        if kind not in _TYPE_BYTES:
+    for tag, rest in _entries(file, layout, at)[0]:
+        if wanted is not None and tag not in wanted:
             continue
+        kind, count, field = struct.unpack(layout.order + layout.entry[2:], rest)
         if tag in _DIRECTORIES:
-            inner = _tags_at(block, layout, struct.unpack(layout.offset, field)[0], depth + 1)
-            tags[tag] = _Value(_LONG, 1, b"", inner)
-            continue
-        length = _TYPE_BYTES[kind] * count
-        start = struct.unpack(layout.offset, field)[0]
-        content = field[:length] if length <= 4 else block[start : start + length]
-        if len(content) == length:
-            tags[tag] = _Value(kind, count, _in_order(content, kind, layout.order))
+            pointer = struct.unpack_from(layout.offset, field)[0]
+            # Three levels are the most that make sense: picture, camera, interoperability. More is a circle.
+            if depth < 2 and (inner := _inner(file, layout, pointer, depth)):
+                tags[tag] = _Value(_LONG, 1, b"", inner)
+        elif kind in _TYPE_BYTES:
+            length = _TYPE_BYTES[kind] * count
+            content = field[:length] if length <= layout.room else _bytes_at(file, layout, field, length)
+            if len(content) == length:
+                tags[tag] = _Value(kind, count, _in_order(content, kind, layout.order))
     return tags
+
+
+def _inner(file: BinaryIO, layout: _Layout, at: int, depth: int) -> dict[int, _Value]:
+    try:
+        return _tags_at(file, layout, at, None, depth + 1)
+    except (struct.error, ValueError, OverflowError):
+        return {}
+
+
+_LONGEST_VALUE = 1 << 26
+
+
+def _bytes_at(file: BinaryIO, layout: _Layout, field: bytes, length: int) -> bytes:
+    file.seek(min(struct.unpack(layout.offset, field)[0], (1 << 63) - 1))
+    return file.read(length) if length <= _LONGEST_VALUE else b""
 
 
 def _in_order(content: bytes, kind: int, order: str) -> bytes:
@@ -111,28 +190,19 @@ def _in_order(content: bytes, kind: int, order: str) -> bytes:
     return b"".join(content[at : at + word][::-1] for at in range(0, len(content), word))
 
 
-def _read_entries(file: BinaryIO, layout: _Layout, at: int) -> tuple[dict[int, bytes], int]:
-    """Return each entry after its tag, as it lies in the file, and the offset of the next directory."""
-    file.seek(at)
-    number = struct.unpack(layout.count, file.read(struct.calcsize(layout.count)))[0]
-    length = struct.calcsize(layout.entry)
-    entries = {}
-    for _ in range(number):
-        entry = file.read(length)
-        entries[struct.unpack_from(layout.order + "H", entry)[0]] = entry[2:]
-    return entries, struct.unpack(layout.offset, file.read(struct.calcsize(layout.offset)))[0]
-
-
-def _append_value(file: BinaryIO, layout: _Layout, tag: int, value: _Value) -> bytes:
-    """Return the entry of a value after its tag; longer ones go to the end of the file."""
-    room = 8 if layout.wide else 4
+def _append_value(file: BinaryIO, layout: _Layout, value: _Value) -> bytes:
+    """Return the entry of a value, after its tag; what is too long for an entry goes to the end of the file."""
+    kind = value.kind
     if value.directory is not None:
-        inner = {tag: _append_value(file, layout, tag, each) for tag, each in value.directory.items()}
+        inner = {tag: _append_value(file, layout, each) for tag, each in value.directory.items()}
+        # A plain LONG would be too narrow for offsets beyond 4 GB.
+        kind = _WIDE_DIRECTORY if layout.wide else _LONG
         field = struct.pack(layout.offset, _append_directory(file, layout, inner, 0))
-        return struct.pack(layout.entry, tag, 13 if not layout.wide else 18, 1, field)[2:]
-    content = _in_order(value.content, value.kind, layout.order)
-    field = content if len(content) <= room else struct.pack(layout.offset, _append(file, content))
-    return struct.pack(layout.entry, tag, value.kind, value.count, field.ljust(room, b"\0"))[2:]
+    else:
+        field = _in_order(value.content, kind, layout.order)
+        if len(field) > layout.room:
+            field = struct.pack(layout.offset, _append(file, field))
+    return struct.pack(layout.order + layout.entry[2:], kind, value.count, field.ljust(layout.room, b"\0"))
 
 
 def _append_directory(file: BinaryIO, layout: _Layout, entries: dict[int, bytes], following: int) -> int:
@@ -141,8 +211,13 @@ def _append_directory(file: BinaryIO, layout: _Layout, entries: dict[int, bytes]
 
 
 def _append(file: BinaryIO, content: bytes) -> int:
-    at = file.seek(0, 2)
+    at = file.seek(0, io.SEEK_END)
     if at % 2:  # offsets are even
         at += file.write(b"\0")
     file.write(content)
     return at
+
+
+def _point_at(file: BinaryIO, layout: _Layout, directory: int) -> None:
+    file.seek(layout.room)
+    file.write(struct.pack(layout.offset, directory))

@@ -15,6 +15,7 @@ from liif_cli.images.bands import Bands
 from liif_cli.images.formats import PNG_XMP_HEADER, Format, check_output, held_bytes
 from liif_cli.images.gif import save_gif
 from liif_cli.images.picture import Array, Picture
+from liif_cli.images.pillow import in_srgb
 from liif_cli.images.quiet import quiet
 from liif_cli.images.stream import Stream, atomic_deepzoom
 
@@ -129,6 +130,9 @@ def _stream_options(known: Format, like: Picture, quality: int | None) -> dict[s
 
 def _save(pixels: Array, file: BinaryIO, known: Format, carried: Picture, quality: int | None) -> None:
     image = Image.fromarray(pixels[..., 0] if carried.channels == 1 else pixels)
+    if known.name in ("WebP", "AVIF") and carried.is_grey and carried.icc is not None:
+        # These hold colour only: a grey profile would no longer describe the pixels.
+        image, carried = in_srgb(image, carried.icc), replace(carried, icc=None)
     beside = {"icc_profile": carried.icc, "exif": carried.exif, "xmp": carried.xmp, "dpi": carried.dpi}
     options: dict[str, Any] = {key: value for key, value in beside.items() if value is not None}
     if known.name == "PNG":

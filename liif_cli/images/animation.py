@@ -1,0 +1,137 @@
+"""Moving pictures: GIF, WebP and APNG files to whole frames and back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from liif_cli.errors import InputError, OutputError
+from liif_cli.files import atomic_path, cannot_write
+from liif_cli.images.formats import check_output, format_of
+from liif_cli.images.gif import save_gif
+from liif_cli.images.picture import Array, Picture
+from liif_cli.images.pillow import picture_of
+from liif_cli.images.quiet import quiet
+from liif_cli.images.read import DEFAULT_MAX_PIXELS, Source, check_pixels, decoding, opened, recognise
+from liif_cli.images.write import PNG_LEVEL, WEBP_QUALITY
+
+# What browsers show a frame for that says 0 or 10 ms: older files mean "as fast as possible", which nobody wants to
+# see.
+_SHORTEST_MS = 20
+_DEFAULT_MS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Animation:
+    """Frames of one size and one number of channels, each the whole canvas; never empty.
+
+    `durations_ms` has one entry a frame. `loop` is how often it repeats, 0 for ever, None for once through.
+    """
+
+    frames: tuple[Picture, ...]
+    durations_ms: tuple[int, ...]
+    loop: int | None
+    format: str
+
+
+def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Animation | None:
+    """Return the frames of an animated GIF, WebP or PNG file, or None where the file holds one picture only.
+
+    Frames are RGB, or RGBA where any of them is transparent. `max_pixels` limits all frames together. Raises InputError
+    as `read` does.
+    """
+    with opened(source) as file, quiet():
+        image = recognise(file)
+        if image is None or image.format not in ("GIF", "WEBP", "PNG"):
+            return None
+        with image, decoding(file.name):
+            count = int(getattr(image, "n_frames", 1))
+            # The still picture of an APNG file may stand for the animation where that cannot be shown.
+            first = 1 if image.info.get("default_image") else 0
+            if count - first < 2:
+                return None
+            check_pixels(file.name, image.size[0] * image.size[1] * (count - first), max_pixels)
+            frames, durations = [], []
+            for index in range(first, count):
+                image.seek(index)
+                image.load()
+                durations.append(_duration_ms(image.info.get("duration")))
+                frames.append(picture_of(image, file.name, str(image.format), 1))
+            return Animation(_alike(frames), tuple(durations), image.info.get("loop"), str(image.format))
+
+
+def _duration_ms(stated: Any) -> int:
+    duration = round(stated) if isinstance(stated, int | float) else 0
+    return duration if duration >= _SHORTEST_MS else _DEFAULT_MS
+
+
+def _alike(frames: list[Picture]) -> tuple[Picture, ...]:
+    if len({frame.size for frame in frames}) > 1:
+        raise InputError("frames of different sizes")
+    alpha = any(frame.has_alpha for frame in frames)
+    return tuple(replace(frame, pixels=_as_colour(frame, alpha)) for frame in frames)
+
+
+def _as_colour(frame: Picture, alpha: bool) -> Array:
+    colour = np.broadcast_to(frame.colour, (*frame.size, 3))
+    if not alpha:
+        return np.ascontiguousarray(colour)
+    opaque = np.full(frame.size, 255, np.uint8) if frame.alpha is None else frame.alpha
+    return np.concatenate([colour, opaque[..., None]], axis=2)
+
+
+def write_animation(
+    path: Path,
+    animation: Animation,
+    *,
+    format: str | None = None,
+    quality: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the frames as an animated GIF, WebP or PNG file, by the extension of `path` or by `format`.
+
+    WebP is lossless where `quality` is None and the source was not a lossy WebP. Raises OutputError for a format that
+    does not move, for 16-bit frames, and as `open_writer` does; UsageError for an unknown format.
+    """
+    known = format_of(path, format)
+    if known.name not in ("GIF", "WebP", "PNG"):
+        raise OutputError(f"{path}: {known.name} cannot hold an animation; use .gif, .webp or .png")
+    # GIF rounds partial transparency here: a moving picture of that kind is nearly always one already.
+    like = animation.frames[0]
+    if any(frame.pixels.dtype != np.uint8 for frame in animation.frames):
+        raise OutputError(f"{path}: animations hold 8 bits a channel only; convert the frames first")
+    asked = replace(like, pixels=like.colour) if known.name == "GIF" else like
+    check_output(path, like.size, asked, format=format, overwrite=overwrite)
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        try:
+            with quiet(), temporary.open("w+b") as file:
+                if known.name == "GIF":
+                    frames = [frame.pixels for frame in animation.frames]
+                    save_gif(file, frames, animation.durations_ms, animation.loop)
+                else:
+                    options = _options(known.name, animation, quality)
+                    images = [_image(frame.pixels) for frame in animation.frames]
+                    images[0].save(file, save_all=True, append_images=images[1:], **options)
+        except (OSError, ValueError, MemoryError) as error:
+            raise cannot_write(path, error) from error
+
+
+def _image(pixels: Array) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _options(name: str, animation: Animation, quality: int | None) -> dict[str, Any]:
+    like = animation.frames[0]
+    carried: Sequence[tuple[str, Any]] = (("icc_profile", like.icc), ("exif", like.exif), ("xmp", like.xmp))
+    options: dict[str, Any] = {key: value for key, value in carried if value is not None}
+    # In these formats 0 is for ever; a picture that plays once says 1.
+    options |= {"duration": list(animation.durations_ms), "loop": 1 if animation.loop is None else animation.loop}
+    if name == "PNG":
+        options.pop("xmp", None)
+        # Disposal 0 and blend 0: each frame is the whole canvas and replaces the one before.
+        return options | {"format": "PNG", "compress_level": PNG_LEVEL, "disposal": 0, "blend": 0}
+    lossless = quality is None and like.lossless
+    return options | {"format": "WEBP", "lossless": lossless, "quality": quality or WEBP_QUALITY}

@@ -1,0 +1,69 @@
+"""From a model's name to its file: the registry, the cache, downloads and their verification.
+
+`resolve` is what everything else needs. It never uses the network and does not import torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from liif_cli.errors import ModelError
+from liif_cli.weights.cache import Place, bundled_path, cache_folder, cached_names, check_size, read_record
+from liif_cli.weights.registry import Entry, Registry, registry
+
+__all__ = ["Entry", "Registry", "cache_folder", "known_names", "registry", "resolve"]
+
+_REINSTALL = "install liif again"
+
+
+def resolve(name_or_path: str) -> Path:
+    """The checkpoint a user means: a name or an alias of the registry, a name in the cache, or else a path.
+
+    A path is that of a checkpoint or of the folder of a training run. A name comes before a file of that name in the
+    working folder; `./NAME` is the file.
+
+    Raises ModelError for what is unknown, with the names that come close; for a model of the registry that has not
+    been fetched yet, with the command that fetches it; for a file of the wrong size.
+    """
+    entry = registry().find(name_or_path)
+    if entry is not None:
+        return _registered(entry)
+    folder = cache_folder()
+    if name_or_path in cached_names(folder):
+        place = Place(folder, name_or_path)
+        if record := read_record(place):
+            return check_size(place.model, record.bytes, f"register it again: liif fetch-weights --name {place.name}")
+    path = Path(name_or_path)
+    if name_or_path and path.exists():
+        return path
+    raise _unknown(name_or_path)
+
+
+def known_names() -> list[str]:
+    """Every name that `resolve` takes: aliases, the registry, the user's own."""
+    known = registry()
+    return list(dict.fromkeys([*known.aliases, *known.entries, *cached_names(cache_folder())]))
+
+
+def _registered(entry: Entry) -> Path:
+    if entry.bundled:
+        return check_size(bundled_path(entry), entry.file.bytes, _REINSTALL)
+    folder, command = cache_folder(), f"liif fetch-weights {entry.name}"
+    place = Place(folder, entry.name)
+    if record := read_record(place):
+        return check_size(place.model, record.bytes, f"fetch it again: {command} --overwrite")
+    raise ModelError(f"the model {entry.name!r} is not on this machine yet; fetch it with: {command}")
+
+
+def _unknown(text: str) -> ModelError:
+    if os.sep in text or "/" in text or text.endswith((".pth", ".pt", ".safetensors")):
+        return ModelError(f"{text}: no such model file or folder")
+    names = known_names()
+    close = difflib.get_close_matches(text.lower(), names, n=2, cutoff=0.5)
+    meant = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return ModelError(
+        f"unknown model {text!r}; {meant}Known: {', '.join(names)}; a path of a checkpoint or of a training run will do"
+        " too. To register one's own: liif fetch-weights --from FILE --name NAME"
+    )

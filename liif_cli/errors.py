@@ -1,4 +1,5 @@
-"""What can go wrong that a user can mend. Each error is one line of text and an exit code; the command line prints it, nothing else does.
+"""What can go wrong that a user can mend. Each error is one line of text and an exit code; the command line prints it,
+nothing else does.
 
 The text names the value and the remedy. Bugs are not wrapped: they keep their traceback.
 """

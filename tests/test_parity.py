@@ -1,7 +1,7 @@
 """Every network answers as the official code does.
 
-``tests/data/official_parity.*`` hold the official answers for networks whose tensors are filled by name, so that no checkpoint has to
-travel; ``tests/data/README.md`` says how they were made.
+``tests/data/official_parity.*`` hold the official answers for networks whose tensors are filled by name, so that no
+checkpoint has to travel; ``tests/data/README.md`` says how they were made.
 """
 
 import json
@@ -27,7 +27,7 @@ def answers():
 
 
 def filled_by_name(name: str, shape: list[int]) -> torch.Tensor:
-    values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)  # noqa: NPY002 - the recipe of the data
+    values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     factor = np.sqrt(1 / np.prod(shape[1:])) if len(shape) >= 2 else 0.05
     return torch.from_numpy((values * factor).astype(np.float32))
 

@@ -75,15 +75,18 @@ class LIIF(Model):
         )
         size = 3 if self.feat_unfold else 1
         kernel = of_code.reshape(first.out_features, self.encoder.out_dim, size, size)  # the order of torch's unfold
-        z = F.conv2d(
-            features.to(kernel.dtype),
-            kernel.contiguous(memory_format=torch.channels_last),
-            first.bias,
-            padding=size // 2,
-        )
+        bias = first.bias
+        each_its_own: Tensor | None = None
         if self.cell_decode:
-            cell_part = cell.to(of_cell) @ of_cell.T  # (hidden,) or (B, hidden)
-            z = z + cell_part.reshape(-1, first.out_features, 1, 1)
+            cell_part = F.linear(cell.to(of_cell).reshape(-1, 2), of_cell)
+            if len(cell_part) == 1:  # one cell for all: it goes where the bias goes
+                bias = bias + cell_part[0]
+            else:
+                each_its_own = cell_part[..., None, None]
+        kernel = kernel.contiguous(memory_format=torch.channels_last)
+        z = F.conv2d(features.to(kernel.dtype), kernel, bias, padding=size // 2)
+        if each_its_own is not None:
+            z = z + each_its_own
         return LIIFField(
             codes=z.permute(0, 2, 3, 1),
             of_relative=of_relative,
@@ -120,7 +123,9 @@ class LIIFField(Field):
         sample = torch.arange(batch, device=coords.device).view(batch, 1)
         # Pairs of a row's and a column's corner, (K, K, B, Q): four with the ensemble, one without.
         index = ((sample * height + rows.code) * width)[:, None] + columns.code[None]
-        relative = torch.stack(torch.broadcast_tensors(rows.relative[:, None], columns.relative[None]), dim=-1)
+        relative = torch.stack(
+            [rows.relative[:, None].expand(index.shape), columns.relative[None].expand(index.shape)], dim=-1
+        )
         weight = rows.weight[:, None] * columns.weight[None]
         x = self.codes.reshape(-1, hidden).index_select(0, index.flatten()).view(*index.shape, hidden)
         x = torch.relu(x + F.linear(relative.to(self.of_relative.dtype), self.of_relative))

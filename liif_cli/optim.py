@@ -1,0 +1,139 @@
+"""Muon for the matrices, Adam for the rest.
+
+Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) turns the momentum of a matrix into the nearest
+orthogonal one before it steps, so that every direction of the matrix learns at the same rate. A convolution counts as
+the matrix of its outputs by everything else. torch's own Muon takes two-dimensional parameters only and no columns of
+one; equal shapes are orthogonalised here as one batch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liif_cli.config import Optimiser
+from liif_cli.models.base import Model
+from liif_cli.models.liif import LIIF
+from liif_cli.models.metasr import MetaSR
+
+MOMENTUM = 0.95
+# Coefficients of the fifth-order iteration: steep at zero, so that few steps suffice; the singular values end near 1.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Bring the singular values of (..., rows, columns) matrices near 1 by Newton-Schulz iteration."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
+    x = x / (x.flatten(-2).norm(dim=-1)[..., None, None] + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    result: Tensor = x.mT if matrices.shape[-2] > matrices.shape[-1] else x
+    return result
+
+
+class Muon(torch.optim.Optimizer):
+    """A group either has ``columns``: the parameters' first so many columns, as matrices, are Muon's and those behind
+    them Adam's; or none, and all of it is Adam's."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.99)) -> None:
+        super().__init__(groups, {"lr": 0.0, "muon_lr": 0.0, "columns": 0, "betas": betas, "eps": 1e-8})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            same_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                # A view, not a copy: what is stepped is the parameter itself.
+                matrix = parameter.view(len(parameter), -1) if parameter.ndim > 1 else parameter
+                gradient = parameter.grad.reshape(matrix.shape)
+                columns = min(group["columns"], matrix.shape[1]) if parameter.ndim > 1 else 0
+                state = self.state[parameter]
+                if columns:
+                    muon_part = matrix[:, :columns]
+                    momentum = state.setdefault("momentum", torch.zeros_like(muon_part))
+                    momentum.lerp_(gradient[:, :columns], 1 - MOMENTUM)
+                    ahead = torch.lerp(gradient[:, :columns], momentum, MOMENTUM)
+                    same_shape[ahead.shape[0], ahead.shape[1]].append((muon_part, ahead))
+                if not columns or columns < matrix.shape[1]:
+                    rest = (matrix[:, columns:], gradient[:, columns:]) if columns else (matrix, gradient)
+                    _adam(*rest, state, group["lr"], group["betas"], group["eps"])
+            for (rows, columns), members in same_shape.items():
+                updates = orthogonalise(torch.stack([ahead for _, ahead in members]))
+                rate = group["muon_lr"] * max(1.0, rows / columns) ** 0.5
+                for (matrix, _), update in zip(members, updates, strict=True):
+                    matrix.add_(update, alpha=-rate)
+
+
+def _adam(
+    values: Tensor, gradient: Tensor, state: dict[str, Any], rate: float, betas: tuple[float, float], eps: float
+) -> None:
+    mean = state.setdefault("mean", torch.zeros_like(values))
+    square = state.setdefault("square", torch.zeros_like(values))
+    state["step"] = step = state.get("step", 0) + 1
+    mean.lerp_(gradient, 1 - betas[0])
+    square.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+    denominator = (square / (1 - betas[1] ** step)).sqrt_().add_(eps)
+    values.addcdiv_(mean, denominator, value=-rate / (1 - betas[0] ** step))
+
+
+def make_optimiser(model: Model, config: Optimiser) -> torch.optim.Optimizer:
+    """The optimiser of a configuration. The rates in its groups are what the schedule multiplies (``base_*``)."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if config.name == "adam":
+        groups = [{"params": [parameter for _, parameter in trained], "lr": config.learning_rate}]
+        return with_base_rates(torch.optim.Adam(groups))
+    everything, only_codes, adam = [], [], []
+    first, code_columns = _coordinate_layer(model)
+    for name, parameter in trained:
+        if parameter is first and code_columns:
+            only_codes.append(parameter)
+        elif parameter.ndim == 1 or parameter.shape[0] == 3 or parameter is first or _is_first_convolution(name):
+            adam.append(
+                parameter
+            )  # biases, the layer that answers with colours, those that are given colours or places
+        else:
+            everything.append(parameter)
+    rates = {"lr": config.learning_rate, "muon_lr": config.muon_rate}
+    groups = [
+        {"params": everything, "columns": 2**31, **rates},
+        {"params": only_codes, "columns": code_columns, **rates},
+        {"params": adam, **rates},
+    ]
+    return with_base_rates(Muon([group for group in groups if group["params"]]))
+
+
+def with_base_rates(optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group in optimiser.param_groups:
+        group["base_lr"] = group["lr"]
+        group["base_muon_lr"] = group.get("muon_lr", 0.0)
+    return optimiser
+
+
+def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
+    """Set every rate to ``factor`` times its base."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_lr"] * factor
+        if "muon_lr" in group:
+            group["muon_lr"] = group["base_muon_lr"] * factor
+
+
+def _coordinate_layer(model: Model) -> tuple[Tensor | None, int]:
+    """The layer that reads coordinates, and how many of its columns are features that come before them."""
+    if isinstance(model, LIIF):
+        return model.imnet.linears[0].weight, model.code_dim
+    if isinstance(model, MetaSR):
+        return model.imnet.linears[0].weight, 0
+    return None, 0
+
+
+def _is_first_convolution(name: str) -> bool:
+    return name in {"encoder.head.0.weight", "encoder.SFENet1.weight"}

@@ -33,7 +33,12 @@ def pixels_of(image: Image.Image, name: str) -> Array:
         return srgb_from_cmyk(np.asarray(image), image.info.get("icc_profile"))[0]
     if mode == "LAB":
         return np.asarray(_from_lab(image))
-    array = np.asarray(image.convert(_plain_mode(image)))
+    return as_channels(image.convert(_plain_mode(image)))
+
+
+def as_channels(image: Image.Image) -> Array:
+    """Return an image's samples, (H, W, C)."""
+    array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array
 
 
@@ -86,7 +91,7 @@ def _samples(image: Any) -> Array:
 
 
 def in_srgb(image: Image.Image, icc: bytes) -> Image.Image:
-    """Return a grey or RGB image, with or without alpha, as sRGB colours; unchanged where the profile is unusable."""
+    """Return a grey or RGB image, with or without alpha, as sRGB colours; unchanged if the profile is unusable."""
     alpha = image.getchannel("A") if "A" in image.mode else None
     plain = image.convert("L" if image.mode in ("L", "LA") else "RGB")
     try:
@@ -127,7 +132,8 @@ def dpi_of(info: dict[Any, Any]) -> tuple[float, float] | None:
         return None
     # PNG counts dots a metre: 299.9994 was 300.
     across, down = round(across, 2), round(down, 2)
-    return (across, down) if 1 <= across < 1e5 and 1 <= down < 1e5 else None
+    # Less than 2 is a ratio, not a resolution.
+    return (across, down) if 2 <= across < 1e5 and 2 <= down < 1e5 else None
 
 
 def from_pil(image: Image.Image) -> Picture:

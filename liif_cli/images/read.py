@@ -92,6 +92,7 @@ def read(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Pict
             with decoding(file.name):
                 image.load()
                 if image.format == "TIFF":
+                    image.info.pop("dpi", None)  # one dot an inch where the file says nothing
                     image.info.update(_tiff_info(file))
                 # Pillow has turned TIFF pictures itself, whatever XMP says.
                 orientation = 1 if image.format == "TIFF" else None
@@ -226,7 +227,8 @@ def _read_by_vips(file: Opened, max_pixels: int | None, known: Image.Image | Non
         pixels, icc = _vips_pixels(file.name, image, icc)
         if known is not None and known.format == "PNG":
             known.load()  # EXIF and XMP may lie behind the pixels
-            info: dict[str, Any] = {**known.info, "exif": raw_exif(known)}
+            info: dict[Any, Any] = dict(known.info)
+            info["exif"] = raw_exif(known)
             orientation = metadata.orientation(info["exif"], raw_xmp(info))
         else:
             info = _tiff_info(file)
@@ -259,7 +261,7 @@ def _vips_array(image: Any) -> Array:
     return array[..., None] if array.ndim == 2 else array
 
 
-def _tiff_info(file: Opened) -> dict[str, Any]:
+def _tiff_info(file: Opened) -> dict[Any, Any]:
     try:
         return metadata_of(file.stream)
     except (struct.error, ValueError, OSError, OverflowError):

@@ -9,13 +9,14 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from liif_cli.errors import UsageError
 from liif_cli.files import atomic_path, cannot_write
 from liif_cli.images import metadata
 from liif_cli.images.bands import Bands
 from liif_cli.images.formats import PNG_XMP_HEADER, Format, check_output, held_bytes
 from liif_cli.images.gif import save_gif
 from liif_cli.images.picture import Array, Picture
-from liif_cli.images.pillow import in_srgb
+from liif_cli.images.pillow import as_channels, in_srgb
 from liif_cli.images.quiet import quiet
 from liif_cli.images.stream import Stream, atomic_deepzoom
 
@@ -55,11 +56,15 @@ def open_writer(
 
     The file appears under its name when the block ends without an error and all rows were written; otherwise nothing is
     left behind. JPEG is 4:4:4 at `quality` 95 by default, WebP 90 (lossless where the source was a lossless WebP), AVIF
-    85, DeepZoom tiles 90; formats without loss ignore `quality`. GIF has 256 colours, and alpha of at least half is
-    opaque. `strip` drops EXIF and XMP; the profile stays, because colours mean nothing without it.
+    85, DeepZoom tiles 90; formats without loss ignore `quality`. `strip` drops EXIF and XMP; the profile stays, because
+    colours mean nothing without it. GIF has 256 colours; GIF and BMP hold neither metadata nor a profile, so that
+    colours are converted to sRGB. Up to `budget_bytes` may be held in memory; beyond that the picture is streamed.
 
-    Raises what `check_output` raises before the block, OutputError for a full disk, ValueError for missing rows.
+    Raises what `check_output` raises, or UsageError for a quality outside 1 to 100, before the block; OutputError for a
+    full disk, ValueError for missing rows.
     """
+    if quality is not None and not 1 <= quality <= 100:
+        raise UsageError(f"quality is 1 to 100, not {quality}")
     known = check_output(path, size, like, format=format, strip=strip, budget_bytes=budget_bytes, overwrite=overwrite)
     carried = _carried(like, size, strip=strip)
     place = atomic_deepzoom if known.name == "DeepZoom" else atomic_path
@@ -130,8 +135,9 @@ def _stream_options(known: Format, like: Picture, quality: int | None) -> dict[s
 
 def _save(pixels: Array, file: BinaryIO, known: Format, carried: Picture, quality: int | None) -> None:
     image = Image.fromarray(pixels[..., 0] if carried.channels == 1 else pixels)
-    if known.name in ("WebP", "AVIF") and carried.is_grey and carried.icc is not None:
-        # These hold colour only: a grey profile would no longer describe the pixels.
+    no_profile = known.name in ("GIF", "BMP") or (known.name in ("WebP", "AVIF") and carried.is_grey)
+    if no_profile and carried.icc is not None:
+        # GIF and BMP hold none; WebP and AVIF hold colour only, which a grey profile does not describe.
         image, carried = in_srgb(image, carried.icc), replace(carried, icc=None)
     beside = {"icc_profile": carried.icc, "exif": carried.exif, "xmp": carried.xmp, "dpi": carried.dpi}
     options: dict[str, Any] = {key: value for key, value in beside.items() if value is not None}
@@ -150,6 +156,6 @@ def _save(pixels: Array, file: BinaryIO, known: Format, carried: Picture, qualit
     elif known.name == "AVIF":
         image.save(file, "AVIF", quality=quality or AVIF_QUALITY, subsampling="4:4:4", **options)
     elif known.name == "GIF":
-        save_gif(file, [pixels], [0], None)
+        save_gif(file, [as_channels(image)], [0], None)
     else:
         image.save(file, known.name, dpi=carried.dpi or (96, 96))

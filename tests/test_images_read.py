@@ -1,0 +1,454 @@
+"""A picture file is read upright, whole, and with all it carries; anything else is one line that names the file."""
+
+import importlib.util
+import io
+import os
+import struct
+import sys
+import threading
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+
+from liif_cli.errors import InputError
+from liif_cli.images import Picture, from_array, from_pil, read, to_array, to_pil, write
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+ORIENTATION, EXIF_DIRECTORY = 0x0112, 0x8769
+
+
+def exif_block(orientation: int = 1, **more: Any) -> bytes:
+    exif = Image.Exif()
+    exif[0x010F] = "A maker"
+    exif[ORIENTATION] = orientation
+    exif[EXIF_DIRECTORY] = {0x9003: "2020:01:01 00:00:00", 0xA002: 30, 0xA003: 20, 0x927C: b"note\0\1\2\3" * 9}
+    exif[0x8825] = {1: "N", 2: (1.0, 2.0, 3.0)}
+    return exif.tobytes()
+
+
+def corners(height: int = 24, width: int = 40) -> np.ndarray:
+    """A picture that looks different from every side: red, green, blue, white quarters; (H, W, 3)."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = (200, 30, 30)
+    pixels[: height // 2, width // 2 :] = (30, 200, 30)
+    pixels[height // 2 :, : width // 2] = (30, 30, 200)
+    pixels[height // 2 :, width // 2 :] = (220, 220, 220)
+    return pixels
+
+
+def encode(image: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def png(array: np.ndarray, extra: bytes = b"") -> bytes:
+    """A PNG file written by hand, any depth and channels, with chunks of one's own before the pixels."""
+    height, width, channels = array.shape
+    depth = array.dtype.itemsize * 8
+    rows = array.astype(">u2") if depth == 16 else array
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", width, height, depth, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF", "TIFF16", "PNG16"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_applied_and_forgotten(format: str, orientation: int) -> None:
+    upright = corners()
+    # How a camera held that way would have stored it: the inverse of what a viewer does.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).swapaxes(0, 1),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    stored = np.ascontiguousarray(stored)
+    exif = exif_block(orientation)
+    if format == "PNG16":
+        content = png(stored.astype(np.uint16) * 257, chunk(b"eXIf", exif[6:]))
+    elif format == "TIFF16":
+        buffer = io.BytesIO()
+        tags = [(ORIENTATION, "H", 1, orientation, True)]
+        tifffile.imwrite(buffer, stored.astype(np.uint16) * 257, photometric="rgb", extratags=tags, metadata=None)
+        content = buffer.getvalue()
+    else:
+        options = {"quality": 100} if format in ("JPEG", "WEBP", "AVIF") else {}
+        content = encode(Image.fromarray(stored), format, exif=exif, **options)
+    picture = read(content)
+    assert picture.size == upright.shape[:2]
+    values = picture.pixels.astype(float) / (257 if picture.depth == 16 else 1)
+    # Away from the borders of the quarters, where compression blurs.
+    for y, x in ((4, 6), (4, 33), (19, 6), (19, 33)):
+        assert np.abs(values[y, x] - upright[y, x]).max() < 12
+    if picture.exif is not None:
+        again = Image.Exif()
+        again.load(picture.exif)
+        assert again.get(ORIENTATION, 1) == 1
+
+
+def test_the_stale_thumbnail_goes_and_the_rest_of_exif_stays_byte_for_byte() -> None:
+    small = encode(Image.new("RGB", (16, 16)), "JPEG")
+    entries = [(0x010F, 2, 4, b"abc\0"), (ORIENTATION, 3, 1, struct.pack("<HH", 6, 0))]
+    first = 8
+    second = first + 2 + 12 * len(entries) + 4
+    thumbnail_at = second + 2 + 24 + 4
+    block = b"II*\0" + struct.pack("<I", first) + struct.pack("<H", len(entries))
+    block += b"".join(struct.pack("<HHI4s", *entry) for entry in entries) + struct.pack("<I", second)
+    block += struct.pack("<H", 2) + struct.pack("<HHII", 0x0201, 4, 1, thumbnail_at)
+    block += struct.pack("<HHII", 0x0202, 4, 1, len(small)) + struct.pack("<I", 0) + small
+    picture = read(encode(Image.fromarray(corners()), "JPEG", exif=b"Exif\0\0" + block))
+    assert picture.exif is not None
+    assert small not in picture.exif
+    assert len(picture.exif) == 6 + thumbnail_at
+    again = Image.Exif()
+    again.load(picture.exif)
+    assert again[0x010F] == "abc"
+    assert again[ORIENTATION] == 1
+    assert not again.get_ifd(0x8769)
+    assert picture.size == (40, 24)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_profile_and_metadata_are_carried(format: str) -> None:
+    image = Image.fromarray(corners())
+    options: dict[str, Any] = {"xmp": XMP} if format not in ("PNG", "TIFF") else {}  # those Pillow does not write
+    content = encode(image, format, icc_profile=SRGB, exif=exif_block(), **options)
+    picture = read(content)
+    assert picture.icc == SRGB
+    assert picture.format == format
+    assert picture.exif is not None
+    exif = Image.Exif()
+    exif.load(picture.exif)
+    assert exif[0x010F] == "A maker"
+    assert exif.get_ifd(EXIF_DIRECTORY)[0x9003] == "2020:01:01 00:00:00"
+    assert exif.get_ifd(EXIF_DIRECTORY)[0x927C] == b"note\0\1\2\3" * 9
+    assert exif.get_ifd(0x8825)[1] == "N"
+    if format not in ("PNG", "TIFF"):
+        assert picture.xmp == XMP.replace(b'"6"', b'"1"')
+
+
+def test_xmp_alone_turns_a_picture() -> None:
+    assert read(encode(Image.fromarray(corners()), "JPEG", xmp=XMP)).size == (40, 24)
+
+
+MODES = [
+    ("1", "PNG", 1, 8),
+    ("L", "PNG", 1, 8),
+    ("LA", "PNG", 2, 8),
+    ("P", "PNG", 3, 8),
+    ("RGB", "PNG", 3, 8),
+    ("RGBA", "PNG", 4, 8),
+    ("I;16", "PNG", 1, 16),
+    ("1", "TIFF", 1, 8),
+    ("L", "TIFF", 1, 8),
+    ("LA", "TIFF", 2, 8),
+    ("P", "TIFF", 3, 8),
+    ("RGB", "TIFF", 3, 8),
+    ("RGBA", "TIFF", 4, 8),
+    ("I;16", "TIFF", 1, 16),
+    ("CMYK", "TIFF", 3, 8),
+    ("YCbCr", "TIFF", 3, 8),
+    ("LAB", "TIFF", 3, 8),
+    ("L", "JPEG", 1, 8),
+    ("RGB", "JPEG", 3, 8),
+    ("CMYK", "JPEG", 3, 8),
+    ("1", "BMP", 1, 8),
+    ("L", "BMP", 1, 8),
+    ("P", "BMP", 3, 8),
+    ("RGB", "BMP", 3, 8),
+    ("P", "GIF", 3, 8),
+    ("RGB", "WEBP", 3, 8),
+    ("RGBA", "WEBP", 4, 8),
+    ("RGB", "AVIF", 3, 8),
+    ("RGBA", "AVIF", 4, 8),
+]
+
+
+@pytest.mark.parametrize(("mode", "format", "channels", "depth"), MODES)
+def test_every_mode_becomes_grey_or_colour(mode: str, format: str, channels: int, depth: int) -> None:
+    image = Image.fromarray(corners())
+    if mode == "I;16":
+        image = Image.fromarray(np.arange(24 * 40, dtype=np.uint16).reshape(24, 40) * 60)
+    elif mode == "LAB":
+        lab = ImageCms.createProfile("LAB")
+        image = ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), lab, outputMode="LAB")
+    else:
+        if mode in ("RGBA", "LA"):
+            image.putalpha(Image.linear_gradient("L").resize(image.size))
+        image = image.convert(mode)
+    picture = read(encode(image, format))
+    assert (picture.channels, picture.depth, picture.size) == (channels, depth, (24, 40))
+    assert picture.pixels.flags["C_CONTIGUOUS"]
+    if mode == "I;16":
+        assert np.array_equal(picture.pixels[..., 0], np.asarray(image))
+    elif channels >= 3:
+        # Far from exact where a palette of 216 colours or a press's inks stand between.
+        assert np.abs(picture.pixels[4, 6, :3].astype(int) - (200, 30, 30)).max() < 90
+        assert np.abs(picture.pixels[19, 6, :3].astype(int) - (30, 30, 200)).max() < 90
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["png", "tiff", "tiff big-endian"])
+def test_sixteen_bits_are_read_whole(channels: int, kind: str) -> None:
+    array = np.random.default_rng(0).integers(0, 1 << 16, (24, 40, channels), dtype=np.uint16)
+    if kind == "png":
+        content = png(array)
+    else:
+        buffer = io.BytesIO()
+        extra = ["unassalpha"] if channels in (2, 4) else None
+        photometric = "minisblack" if channels <= 2 else "rgb"
+        order = ">" if "big" in kind else "<"
+        options = {"photometric": photometric, "extrasamples": extra, "planarconfig": "contig", "byteorder": order}
+        tifffile.imwrite(buffer, array if channels > 1 else array[..., 0], **options)
+        content = buffer.getvalue()
+    assert np.array_equal(read(content).pixels, array)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_colour_becomes_alpha(depth: int, channels: int) -> None:
+    dtype = np.uint8 if depth == 8 else np.uint16
+    array = np.full((4, 4, channels), 100, dtype)
+    array[1, 1] = 7
+    picture = read(png(array, chunk(b"tRNS", struct.pack(">H", 7) * channels)))
+    assert picture.channels == channels + 1
+    assert picture.alpha is not None
+    assert picture.alpha[1, 1] == 0
+    assert picture.alpha[0, 0] == (1 << depth) - 1
+    assert picture.pixels[0, 0, 0] == 100
+
+
+@pytest.mark.parametrize("transparency", [0, b"\x00\x80"])
+def test_a_palette_with_transparency_becomes_rgba(transparency: int | bytes) -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((0, 0), 0)
+    picture = read(encode(image, "PNG", transparency=transparency))
+    assert picture.pixels[0, 0, 3] == 0
+    assert tuple(picture.pixels[1, 1]) == (0, 0, 255, 128 if isinstance(transparency, bytes) else 255)
+
+
+def test_cmyk_is_converted_through_a_profile_and_carries_srgb() -> None:
+    inks = np.zeros((4, 4, 4), np.uint8)
+    inks[:2, :, 1:3] = 255  # magenta and yellow: red
+    for format in ("JPEG", "TIFF"):
+        picture = read(encode(Image.frombytes("CMYK", (4, 4), inks.tobytes()), format))
+        red, white = picture.pixels[0, 0].astype(int), picture.pixels[3, 3].astype(int)
+        assert white.min() > 240
+        assert red[0] > 180
+        assert red[1:].max() < 40
+        assert red.max() < 245  # a press's red is not a screen's: the naive formula would give (255, 0, 0)
+        assert picture.icc is not None
+        assert picture.icc[16:20] == b"RGB "
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, inks.astype(np.uint16) * 257, photometric="separated")
+    deep = read(buffer.getvalue())
+    assert deep.depth == 16
+    assert np.abs(deep.pixels[0, 0] / 257 - red).max() < 8
+
+
+def test_a_profile_of_other_colours_is_dropped() -> None:
+    assert read(encode(Image.new("L", (4, 4)), "JPEG", icc_profile=SRGB)).icc is None
+
+
+def test_premultiplied_tiff_is_made_straight() -> None:
+    array = np.zeros((4, 4, 4), np.uint8)
+    array[...] = (100, 50, 25, 128)
+    for dtype, factor in ((np.uint8, 1), (np.uint16, 257)):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, array.astype(dtype) * factor, photometric="rgb", extrasamples=["assocalpha"])
+        pixel = read(buffer.getvalue()).pixels[0, 0] / factor
+        assert np.abs(pixel - (199, 99.6, 49.8, 128)).max() < 1.5
+
+
+def test_white_is_zero_tiff_is_turned() -> None:
+    for dtype in (np.uint8, np.uint16):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, np.full((4, 4), 10, dtype), photometric="miniswhite")
+        assert read(buffer.getvalue()).pixels[0, 0, 0] == np.iinfo(dtype).max - 10
+
+
+def write_file(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def float_tiff() -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((4, 4), np.float32))
+    return buffer.getvalue()
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.png", b"", "is empty"),
+        ("text.png", b"this is no picture at all", "not a picture"),
+        ("page.jpg", b"<!DOCTYPE html><html></html>", "not a picture"),
+        ("movie.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "pillow-heif"),
+        ("float.tif", float_tiff(), "float"),
+        ("signature.png", b"\x89PNG\r\n\x1a\n", "damaged|cut short"),
+        *[
+            (f"cut.{format.lower()}", encode(Image.fromarray(NOISE), format)[:-2000], "cut short|damaged")
+            for format in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF")
+        ],
+        ("cut16.png", png(NOISE.astype(np.uint16) * 257)[:-9000], "cut short|damaged"),
+        ("cut.gif", encode(Image.fromarray(NOISE), "GIF")[:-2000], "cut short|damaged"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    if name.endswith("heic") and importlib.util.find_spec("pillow_heif"):
+        pytest.skip("the reader of HEIC is installed")
+    path = write_file(tmp_path, name, content)
+    with pytest.raises(InputError, match=message) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read(tmp_path / "missing.png")
+    with pytest.raises(InputError, match="folder"):
+        read(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="this user may read anything")
+def test_a_closed_file_is_named(tmp_path: Path) -> None:
+    path = write_file(tmp_path, "a.png", b"x")
+    path.chmod(0)
+    with pytest.raises(InputError, match="permission"):
+        read(path)
+
+
+def test_a_small_file_of_many_pixels_is_refused() -> None:
+    # 60,000 x 60,000 by its header; the pixels do not matter.
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    bomb = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10))) + chunk(b"IEND", b"")
+    )
+    with pytest.raises(InputError, match="million pixels"):
+        read(bomb)
+    with pytest.raises(InputError, match="limit of 0 million"):
+        read(encode(Image.fromarray(NOISE), "PNG"), max_pixels=100)
+    assert read(encode(Image.fromarray(NOISE), "PNG"), max_pixels=None).size == (64, 64)
+
+
+def test_pillow_limit_neither_warns_nor_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read(encode(Image.fromarray(NOISE), "PNG")).size == (64, 64)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
+    path = write_file(tmp_path, "a [page=3].png", encode(Image.fromarray(NOISE), "JPEG"))
+    assert read(path).format == "JPEG"
+    deep = write_file(tmp_path, "b [page=3].tif", png(NOISE.astype(np.uint16)))
+    assert read(deep).depth == 16
+
+
+def test_paths_bytes_and_open_files_give_the_same(tmp_path: Path) -> None:
+    content = png(NOISE.astype(np.uint16) * 257)
+    path = write_file(tmp_path, "a.png", content)
+    with path.open("rb") as file:
+        pictures = [read(path), read(content), read(file)]
+    assert all(np.array_equal(picture.pixels, pictures[0].pixels) for picture in pictures)
+
+
+def test_many_threads_read_at_once_and_leave_the_warnings_alone(recwarn: pytest.WarningsRecorder) -> None:
+    content = encode(Image.fromarray(NOISE), "TIFF", exif=exif_block())
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(10):
+                read(content)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 2), (5, 7, 3), (5, 7, 4)])
+def test_arrays_go_in_and_out_as_they_are(dtype: Any, shape: tuple[int, ...]) -> None:
+    array = (np.random.default_rng(0).random(shape) * (1 if np.dtype(dtype).kind == "f" else 250)).astype(dtype)
+    back = to_array(from_array(array).pixels, array)
+    assert back.dtype == array.dtype
+    # Doubles pass through single precision, which is far more than any picture has.
+    assert np.allclose(back, array, rtol=0, atol=1e-7 if dtype == np.float64 else 0)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros(5), np.zeros((2, 2, 5)), np.zeros((0, 4)), np.full((2, 2), np.nan), np.full((2, 2), 255.0),
+     np.zeros((2, 2), np.int64), np.zeros((2, 2), bool)],
+)  # fmt: skip
+def test_arrays_of_other_kinds_are_refused(array: np.ndarray) -> None:
+    with pytest.raises(InputError):
+        from_array(array)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_pillow_images_go_in_and_out(mode: str) -> None:
+    image = Image.fromarray(corners()).convert(mode)
+    image.info["icc_profile"] = SRGB
+    picture = from_pil(image)
+    back = to_pil(picture.pixels, picture)
+    assert back.size == image.size
+    assert back.mode == {"1": "L", "P": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}.get(mode, mode)
+    if mode in ("RGB", "RGBA"):
+        assert back.info["icc_profile"] == SRGB
+        assert np.array_equal(np.asarray(back), np.asarray(image))
+
+
+def test_a_float_pillow_image_is_refused() -> None:
+    with pytest.raises(InputError, match="floating"):
+        from_pil(Image.new("F", (4, 4)))
+
+
+def test_a_lossless_webp_is_known_and_stays_lossless(tmp_path: Path) -> None:
+    source = read(encode(Image.fromarray(NOISE), "WEBP", lossless=True))
+    assert source.lossless
+    assert not read(encode(Image.fromarray(NOISE), "WEBP")).lossless
+    write(tmp_path / "a.webp", source.pixels, source)
+    assert np.array_equal(read(tmp_path / "a.webp").pixels, NOISE)
+
+
+def test_resolution_is_carried() -> None:
+    for format in ("PNG", "JPEG", "TIFF", "BMP"):
+        assert read(encode(Image.fromarray(NOISE), format, dpi=(300, 150))).dpi == pytest.approx((300, 150), abs=0.02)
+
+
+def test_picture_answers() -> None:
+    picture = Picture(np.zeros((3, 5, 2), np.uint16))
+    assert (picture.size, picture.channels, picture.depth) == ((3, 5), 2, 16)
+    assert picture.is_grey
+    assert picture.has_alpha
+    assert picture.constant_alpha == 0

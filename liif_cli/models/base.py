@@ -63,6 +63,11 @@ class Model(nn.Module):
         return 0
 
     @property
+    def code_values(self) -> int:
+        """How many values a folded code holds."""
+        raise NotImplementedError
+
+    @property
     def native_scale(self) -> int | None:
         """The only factor a single-scale model paints at; None for models of any scale."""
         return None
@@ -70,7 +75,7 @@ class Model(nn.Module):
     def encode(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W), float in [0, 1], to features (B, C, H, W); with an upsampling tail (B, 3, s * H, s *
         W)."""
-        features: Tensor = self.encoder(self.normalise(image))
+        features: Tensor = self.encoder(self.normalise(image).to(next(self.encoder.parameters()).dtype))
         return features
 
     def fold(self, features: Tensor, cell: Tensor, window: Window | None = None) -> Field:

@@ -68,6 +68,10 @@ class LIIF(Model):
     def fold_px(self) -> int:
         return 1 if self.feat_unfold else 0
 
+    @property
+    def code_values(self) -> int:
+        return self.imnet.linears[0].out_features
+
     def fold(self, features: Tensor, cell: Tensor, window: Window | None = None) -> Field:
         first, *rest = self.imnet.linears
         of_code, of_relative, of_cell = torch.split(
@@ -75,7 +79,7 @@ class LIIF(Model):
         )
         size = 3 if self.feat_unfold else 1
         kernel = of_code.reshape(first.out_features, self.encoder.out_dim, size, size)  # the order of torch's unfold
-        bias = first.bias
+        bias: Tensor = first.bias
         each_its_own: Tensor | None = None
         if self.cell_decode:
             cell_part = F.linear(cell.to(of_cell).reshape(-1, 2), of_cell)
@@ -199,8 +203,8 @@ class _CPUPainter:
         self.column_code = (horizontal.code - left).int().T.contiguous()  # (columns, K)
         first = count + vertical.code.numel()
         self.column_number = (first + torch.arange(horizontal.code.numel()).view(-1, self.columns)).int().T.contiguous()
-        self.row_weight = vertical.weight.T.to(dtype)
-        self.column_weight = horizontal.weight.T.to(dtype)
+        self.row_weight = vertical.weight.T.float()
+        self.column_weight = horizontal.weight.T.float()
 
     def paint(self) -> Tensor:
         out = torch.empty(self.rows, self.columns, 3)
@@ -225,12 +229,17 @@ class _CPUPainter:
         x = _relu_(F.embedding_bag(terms.view(-1, 3), self.table, mode="sum"))
         for weight, bias in self.decoder.hidden:
             x = _relu_(torch.addmm(bias, x, weight))
-        if self.corners > 1:
-            blend = self.row_weight[rows, None, :, None] * self.column_weight[None, columns, None, :]
-            numbers = torch.arange(x.shape[0], dtype=torch.int32).view(-1, self.corners)
-            x = F.embedding_bag(numbers, x, mode="sum", per_sample_weights=blend.reshape(-1, self.corners))
         weight, bias = self.decoder.last
-        return torch.addmm(bias, x.float(), weight).view(*shape, 3)
+        if self.corners == 1:
+            return torch.addmm(bias, x.float(), weight).view(*shape, 3)
+        share = (self.row_weight[rows, None, :, None] * self.column_weight[None, columns, None, :]).to(x.dtype)
+        share = share.reshape(-1, self.corners)
+        numbers = torch.arange(x.shape[0], dtype=torch.int32).view(-1, self.corners)
+        x = F.embedding_bag(numbers, x, mode="sum", per_sample_weights=share)
+        # Rounded to bfloat16 the shares no longer add up to one (a third and two thirds are 0.2 % too much), which would
+        # show as a change of brightness; what they do add up to is divided out.
+        values = (x.float() @ weight) / share.float().sum(dim=1, keepdim=True) + bias
+        return values.view(*shape, 3)
 
 
 class _GPUPainter:

@@ -32,6 +32,10 @@ class MetaSR(Model):
     def fold_px(self) -> int:
         return 1
 
+    @property
+    def code_values(self) -> int:
+        return 3 * (HIDDEN + 1)
+
     def fold(self, features: Tensor, cell: Tensor, window: Window | None = None) -> Field:
         first, last = self.imnet.linears
         # (features * 9 * colours, hidden) to one filter for each colour and hidden unit, and one more for the bias.

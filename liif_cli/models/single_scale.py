@@ -24,6 +24,10 @@ class SingleScale(Model):
     def native_scale(self) -> int | None:
         return self.encoder.scale
 
+    @property
+    def code_values(self) -> int:
+        return 3 * self.encoder.scale**2 * 2  # colours in float32 whatever the features' precision
+
     def fold(self, features: Tensor, cell: Tensor, window: Window | None = None) -> Field:
         scale = self.encoder.scale
         if window is None:

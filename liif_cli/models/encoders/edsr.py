@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from liif_cli.models.encoders.layers import Encoder, UnusedMeanShift, conv3x3, upsampler
+from liif_cli.models.encoders.layers import Encoder, UnusedMeanShift, conv3x3, held_by_chain, upsampler
 
 
 class ResidualBlock(nn.Module):
@@ -32,6 +32,7 @@ class EDSR(Encoder):
         blocks = [ResidualBlock(n_feats, res_scale) for _ in range(n_resblocks)]
         self.body = nn.Sequential(*blocks, conv3x3(n_feats, n_feats))
         self.out_dim = n_feats
+        self.channels = n_feats
         self.tail: nn.Sequential | None = None
         if not no_upsampling:
             self.tail = nn.Sequential(upsampler(scale, n_feats), conv3x3(n_feats, 3))
@@ -41,3 +42,7 @@ class EDSR(Encoder):
         x: Tensor = self.head(image)
         x = self.body(x) + x
         return x if self.tail is None else self.tail(x)
+
+    @property
+    def held_channels(self) -> int:
+        return held_by_chain(self.channels, self.scale)

@@ -62,6 +62,18 @@ class Encoder(nn.Module):
         return math.ceil(reach)
 
     @property
+    def held_channels(self) -> int:
+        """Most values held at once for an input pixel while encoding, without gradients: a bound that plans are made
+        with."""
+        raise NotImplementedError
+
+    @property
     def halo_is_exact(self) -> bool:
         """Whether a feature depends on nothing outside its halo (global pooling breaks that)."""
         return not any(isinstance(module, nn.AdaptiveAvgPool2d) for module in self.modules())
+
+
+def held_by_chain(channels: int, scale: int) -> int:
+    """Values an input pixel holds in a chain of residual blocks with an upsampling tail: the outer skip, a block's own,
+    and what goes in and out of a convolution; in the tail, what the last shuffle reads and writes."""
+    return max(5 * channels, 3 * channels * scale * scale if scale > 1 else 0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from liif_cli.errors import ModelError
-from liif_cli.models.encoders.layers import Encoder, conv3x3
+from liif_cli.models.encoders.layers import Encoder, conv3x3, held_by_chain
 
 # Name: (dense blocks, convolutions in a block, channels each of them adds)
 CONFIGURATIONS = {"A": (20, 6, 32), "B": (16, 8, 64)}
@@ -49,6 +49,9 @@ class RDN(Encoder):
         self.RDBs = nn.ModuleList(DenseBlock(G0, growth, convolutions, RDNkSize) for _ in range(blocks))
         self.GFF = nn.Sequential(nn.Conv2d(blocks * G0, G0, 1), conv3x3(G0, G0, RDNkSize))
         self.out_dim = G0
+        # Every block's output is kept for the fusion at the end, and concatenated for it; a block holds its growing
+        # stack twice while a convolution's output is appended.
+        self._held = 2 * blocks * G0 + 2 * (G0 + convolutions * growth)
         self.UPNet: nn.Sequential | None = None
         if not no_upsampling:
             self.UPNet = _tail(scale, G0, growth, RDNkSize)
@@ -63,6 +66,10 @@ class RDN(Encoder):
             outputs.append(x)
         x = self.GFF(torch.cat(outputs, 1)) + shallow
         return x if self.UPNet is None else self.UPNet(x)
+
+    @property
+    def held_channels(self) -> int:
+        return max(self._held, held_by_chain(self.SFENet1.out_channels, self.scale))
 
 
 def _tail(scale: int, channels: int, growth: int, size: int) -> nn.Sequential:

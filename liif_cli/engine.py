@@ -1,0 +1,419 @@
+"""The engine: a picture goes in once and is painted out at any size, band by band, in memory that a budget bounds.
+
+    image --encode--> features --fold--> codes --paint--> bands of rows, top to bottom
+            |                     |                |
+            tiles with a halo     bands of rows    tiles of a band, a thread each
+
+A plan turns the budget into the height of a band and the side of a tile. Encoding in tiles is exact because each tile
+is read with the encoder's receptive field around it; painting in tiles is exact by nature. So pixels do not depend on
+the plan, but for the rounding of sums that are added in another order, and for encoders that pool over the whole image
+(``Encoder.halo_is_exact``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from liif_cli import coords
+from liif_cli.errors import InputError, MemoryBudgetError
+from liif_cli.models import Field, Model, Window
+from liif_cli.resize import BandResampler
+
+Array = NDArray[Any]
+Size = tuple[int, int]  # (height, width)
+
+MIB = 2**20
+FLOAT_BYTES = 4
+# What one painted band may hold: enough rows to keep all threads busy, little enough to begin and to report early.
+BAND_PIXELS = 2**20
+GPU_BAND_PIXELS = 2**24
+# Tiles of a band painted by one thread: wide enough that reading the codes costs nothing beside painting them.
+TILE_COLUMNS = 512
+# Sides of the encoder's tiles, the halo not counted. Below the least, a tile is mostly halo.
+LARGEST_TILE, LEAST_TILE = 1024, 16
+GPU_LARGEST_TILE = 2048
+# Folding fewer rows of codes than this at once wastes time; below it, held features give way.
+HELD_CODE_ROWS = 16
+
+
+class Box(NamedTuple):
+    """A window of the image, in its pixels; fractions allowed."""
+
+    top: float
+    left: float
+    bottom: float
+    right: float
+
+
+class Plan(NamedTuple):
+    """How much is done at once. Every number is a bound, not a share of the picture."""
+
+    tile_px: int  # side of an encoder tile, without its halo
+    code_rows: int  # rows of codes folded at once
+    band_rows: int  # painted rows of a band
+    hold_features: bool  # whether the whole image's features stay in memory after they were computed
+
+    def halved(self) -> Plan | None:
+        """The next smaller plan, or None below the floor."""
+        if self.tile_px <= LEAST_TILE and self.code_rows == 1 and self.band_rows == 1 and not self.hold_features:
+            return None
+        return Plan(max(LEAST_TILE, self.tile_px // 2), max(1, self.code_rows // 2), max(1, self.band_rows // 2), False)
+
+
+class Task(NamedTuple):
+    """A picture to paint: the size of the input, the window of it wanted and the size of the output."""
+
+    image: Size
+    box: Box
+    painted: Size  # what the network paints
+    output: Size  # what is wanted; resampled from ``painted`` where they differ
+
+
+def whole(image: Size) -> Box:
+    """The box that is all of an image."""
+    return Box(0.0, 0.0, float(image[0]), float(image[1]))
+
+
+def make_task(model: Model, image: Size, output: Size, box: Box | None = None) -> Task:
+    """What to paint for an ``output`` of a ``box`` of an ``image``.
+
+    The network is asked for the output's own pixels, save where that would be wrong: a reduced axis is painted at the
+    input's size and then reduced with an antialiasing filter, since a network's point samples would alias; a
+    single-scale network paints at its own scale and is resampled to any other.
+
+    Raises InputError for a box that is empty or not inside the image.
+    """
+    box = box or whole(image)
+    if not (0 <= box.top < box.bottom <= image[0] and 0 <= box.left < box.right <= image[1]):
+        raise InputError(
+            f"the box {box.left:g},{box.top:g},{box.right:g},{box.bottom:g} (left, top, right, bottom) is not inside"
+            f" the picture of {image[1]}x{image[0]} pixels"
+        )
+    sides = (box.bottom - box.top, box.right - box.left)
+    if model.native_scale is not None:
+        painted = tuple(max(1, round(side * model.native_scale)) for side in sides)
+    else:
+        painted = tuple(max(wanted, math.ceil(side)) for side, wanted in zip(sides, output, strict=True))
+    return Task(image, box, (painted[0], painted[1]), output)
+
+
+class Costs(NamedTuple):
+    """Bytes, by what they grow with. Checked against the measured peak by a test."""
+
+    tile_px: int  # an input pixel of an encoder tile, halo included
+    feature: int  # features of an input pixel
+    code: int  # folded codes of an input pixel
+    painted: int  # a painted pixel of a band
+    fixed: int  # the network's weights and the threads' working sets
+
+
+def costs(model: Model, dtype: torch.dtype, threads: int) -> Costs:
+    """The model of bytes a plan is made with."""
+    element = dtype.itemsize
+    encoder = model.encoder
+    scale = encoder.scale
+    weights = sum(parameter.numel() for parameter in model.parameters()) * element
+    return Costs(
+        # Beside the features, the image as floats and the rearranged copies that convolutions make of their operands.
+        tile_px=encoder.held_channels * element + 8 * FLOAT_BYTES,
+        feature=encoder.out_dim * scale * scale * element,
+        code=model.code_values * element * 2,  # the codes, and the copy a convolution writes before it
+        painted=3 * FLOAT_BYTES * 3,  # the band, the one before it on its way out, and the rounding of it
+        fixed=2 * weights + threads * 24 * MIB,
+    )
+
+
+def make_plan(model: Model, dtype: torch.dtype, task: Task, budget_bytes: int, *, gpu: bool, threads: int) -> Plan:
+    """Turn a budget into a plan.
+
+    Raises MemoryBudgetError, naming the numbers, where even the smallest plan needs more.
+    """
+    price = costs(model, dtype, threads)
+    halo = model.encoder.halo_px
+    width = min(task.image[1], math.ceil(task.box.right) - math.floor(task.box.left) + 4)
+    height = min(task.image[0], math.ceil(task.box.bottom) - math.floor(task.box.top) + 4)
+    ratio = task.painted[0] / (task.box.bottom - task.box.top)
+    row_pixels = task.painted[1]
+
+    def needed(plan: Plan) -> int:
+        tile = (min(plan.tile_px, height) + 2 * halo) * (min(plan.tile_px, width) + 2 * halo)
+        rows = min(plan.code_rows + 3, height)
+        features = height if plan.hold_features else rows
+        band = min(plan.band_rows, math.ceil(plan.code_rows * ratio))
+        return (
+            price.fixed
+            + tile * price.tile_px
+            + features * width * price.feature
+            + rows * width * price.code
+            + band * row_pixels * price.painted
+        )
+
+    pixels = GPU_BAND_PIXELS if gpu else BAND_PIXELS
+    band_rows = max(1, pixels // row_pixels)
+    # Halving from the most that is of any use: everything at once. Features are held as long as bands of codes can give
+    # way instead, since a band that is encoded on its own pays for its halo.
+    plan = Plan(GPU_LARGEST_TILE if gpu else LARGEST_TILE, height, band_rows, hold_features=True)
+    while needed(plan) > budget_bytes:
+        if plan.hold_features:
+            fewer = plan.code_rows // 2
+            plan = (
+                plan._replace(code_rows=fewer) if fewer >= HELD_CODE_ROWS else Plan(*plan[:1], height, band_rows, False)
+            )
+            continue
+        # The part that costs most gives way first, so that none is cut for another's sake.
+        rows = min(plan.code_rows + 3, height) * width * (price.feature + price.code)
+        tile = (min(plan.tile_px, height) + 2 * halo) * (min(plan.tile_px, width) + 2 * halo) * price.tile_px
+        if rows >= tile and plan.code_rows > 1:
+            plan = plan._replace(code_rows=max(1, plan.code_rows // 2))
+        elif plan.tile_px > LEAST_TILE:
+            plan = plan._replace(tile_px=max(LEAST_TILE, plan.tile_px // 2))
+        elif plan.code_rows > 1:
+            plan = plan._replace(code_rows=plan.code_rows // 2)
+        elif plan.band_rows > 1:
+            plan = plan._replace(band_rows=plan.band_rows // 2)
+        else:
+            raise MemoryBudgetError(
+                f"{row_pixels} pixels a row need at least {-(-needed(plan) // MIB)} MiB to work in, and the budget"
+                f" leaves {max(0, budget_bytes) // MIB} MiB; raise --memory or choose a smaller output"
+            )
+    return plan
+
+
+class Engine:
+    """A model on a device, in a precision, within a budget. Safe to use again and again; holds no picture."""
+
+    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype, budget_bytes: int) -> None:
+        self.model = model.to(device=device, dtype=dtype).eval()
+        if device.type != "mps":
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = device
+        self.dtype = dtype
+        self.budget_bytes = budget_bytes
+        # On a CPU each thread paints its own tile with operations that stay in its core's cache, which beats sharing
+        # out every operation; a GPU is kept busy by one.
+        self.threads = torch.get_num_threads() if device.type == "cpu" else 1
+
+    def bands(self, image: Array, output: Size, box: Box | None = None) -> Iterator[Array]:
+        """Paint ``image``, (H, W, 3) of uint8, uint16 or float in [0, 1], to ``output`` size, in bands.
+
+        Yields (h, W_out, 3) float32, top to bottom, H_out rows in all; colours in [0, 1] nominally, not clamped.
+
+        Raises InputError for a bad box and MemoryBudgetError where the budget, or the device, is too small.
+        """
+        yield from self.open(image).bands(output, box)
+
+    def open(self, image: Array) -> Encoded:
+        """Get an image ready to be painted from, once or many times."""
+        return Encoded(self, image)
+
+
+class Encoded:
+    """An image and, once they were needed and as far as the budget allows, its features."""
+
+    def __init__(self, engine: Engine, image: Array) -> None:
+        self.engine = engine
+        self.image = image
+        self._features: Tensor | None = None
+
+    def bands(self, output: Size, box: Box | None = None) -> Iterator[Array]:
+        """As :meth:`Engine.bands`."""
+        engine = self.engine
+        task = make_task(engine.model, (self.image.shape[0], self.image.shape[1]), output, box)
+        gpu = engine.device.type != "cpu"
+        plan = make_plan(engine.model, engine.dtype, task, engine.budget_bytes, gpu=gpu, threads=engine.threads)
+        painted = _Painting(self, task, plan).bands()
+        if task.painted == task.output:
+            yield from painted
+            return
+        resampler = BandResampler(task.painted, task.output)
+        for band in painted:
+            rows = resampler.push(band)
+            if len(rows):
+                yield rows
+
+    @torch.inference_mode()
+    def features(self, top: int, bottom: int, left: int, right: int, plan: Plan) -> Tensor:
+        """Features of a rectangle of the image, (1, C, h, w), encoded in tiles with the halo around them."""
+        if self._features is None:
+            height, width = self.image.shape[:2]
+            if not plan.hold_features:
+                return self._encode(top, bottom, left, right, plan.tile_px)
+            self._features = self._encode(0, height, 0, width, plan.tile_px)
+        scale = self.engine.model.encoder.scale
+        return self._features[..., top * scale : bottom * scale, left * scale : right * scale]
+
+    def _encode(self, top: int, bottom: int, left: int, right: int, tile: int) -> Tensor:
+        engine = self.engine
+        encoder = engine.model.encoder
+        scale, halo = encoder.scale, encoder.halo_px
+        if bottom - top <= tile and right - left <= tile:
+            return self._encode_tile(top, bottom, left, right, halo)
+        out = torch.empty(
+            (1, encoder.out_dim, (bottom - top) * scale, (right - left) * scale),
+            dtype=engine.dtype,
+            device=engine.device,
+            memory_format=torch.channels_last,
+        )
+        for y in range(top, bottom, tile):
+            for x in range(left, right, tile):
+                part = self._encode_tile(y, min(y + tile, bottom), x, min(x + tile, right), halo)
+                y0, x0 = (y - top) * scale, (x - left) * scale
+                out[..., y0 : y0 + part.shape[-2], x0 : x0 + part.shape[-1]] = part
+        return out
+
+    def _encode_tile(self, top: int, bottom: int, left: int, right: int, halo: int) -> Tensor:
+        engine = self.engine
+        height, width = self.image.shape[:2]
+        y0, y1 = max(0, top - halo), min(height, bottom + halo)
+        x0, x1 = max(0, left - halo), min(width, right + halo)
+        # Where the tile ends with the image the encoder's zero padding is the image's own.
+        features = engine.model.encode(as_input(self.image[y0:y1, x0:x1], engine.device))
+        scale = engine.model.encoder.scale
+        rows = slice((top - y0) * scale, (bottom - y0) * scale)
+        columns = slice((left - x0) * scale, (right - x0) * scale)
+        return features[..., rows, columns]
+
+
+def as_input(image: Array, device: torch.device) -> Tensor:
+    """(H, W, 3) of uint8, uint16 or float in [0, 1] to what a model encodes: (1, 3, H, W) float32 in [0, 1], on the
+    device."""
+    greatest = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(image.dtype, 1)
+    tensor = torch.from_numpy(image.astype(np.float32)).to(device).div_(greatest)
+    return tensor.permute(2, 0, 1)[None]
+
+
+class _Painting:
+    """One pass over the output."""
+
+    def __init__(self, source: Encoded, task: Task, plan: Plan) -> None:
+        self.source = source
+        self.engine = source.engine
+        self.task = task
+        self.plan = plan
+        box = task.box
+        self.rows = coords.axis(task.painted[0], box.bottom - box.top, origin=box.top)
+        self.columns = coords.axis(task.painted[1], box.right - box.left, origin=box.left)
+        # The upper-left code of each painted row and column; the next one may be needed as well.
+        self.row_code = torch.floor(self.rows.position).clamp_(0, task.image[0] - 1).long()
+        column_code = torch.floor(self.columns.position).clamp_(0, task.image[1] - 1).long()
+        self.left, self.right = int(column_code[0]), min(int(column_code[-1]) + 2, task.image[1])
+
+    def bands(self) -> Iterator[Array]:
+        done = 0
+        threads = self.engine.threads
+        with ThreadPoolExecutor(threads, initializer=_one_thread) as pool:
+            while done < self.task.painted[0]:
+                failed = False
+                try:
+                    for band in self._code_band(done, pool):
+                        yield band
+                        done += len(band)
+                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                    failed = True
+                # Outside the handler, whose traceback would keep the failed band's tensors alive.
+                if failed:
+                    self._shrink()
+
+    def _shrink(self) -> None:
+        self.source._features = None
+        if self.engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        smaller = self.plan.halved()
+        if smaller is None:
+            raise MemoryBudgetError(
+                f"out of memory on {self.engine.device} with the smallest plan, tiles of {self.plan.tile_px} pixels;"
+                " close other programs, use --device cpu or choose a smaller output"
+            )
+        self.plan = smaller
+
+    @torch.inference_mode()
+    def _fold(self, first: int, last: int) -> Field:
+        """The codes of rows ``first`` to ``last`` inclusive, with the neighbours that folding them needs."""
+        model, (height, width) = self.engine.model, self.task.image
+        margin = model.fold_px
+        top, bottom = max(0, first - margin), min(height, last + 1 + margin)
+        left, right = max(0, self.left - margin), min(width, self.right + margin)
+        features = self.source.features(top, bottom, left, right, self.plan)
+        cell = torch.tensor([self.rows.cell, self.columns.cell], device=self.engine.device)
+        return model.fold(features, cell, Window(top, left, self.task.image))
+
+    def _code_band(self, start: int, pool: ThreadPoolExecutor) -> Iterator[Array]:
+        """Paint the rows from ``start`` on that belong to the next ``code_rows`` rows of codes."""
+        first = int(self.row_code[start])
+        stop = int(torch.searchsorted(self.row_code, first + self.plan.code_rows))
+        last = min(int(self.row_code[stop - 1]) + 1, self.task.image[0] - 1)
+        field = self._fold(first, last)
+        step = min(self.plan.band_rows, stop - start)
+        pending: _OnItsWay | None = None
+        for top in range(start, stop, step):
+            painted = self._paint(field, slice(top, min(top + step, stop)), pool)
+            # A GPU paints the next band while this one travels.
+            following = _OnItsWay(painted)
+            if pending is not None:
+                yield pending.arrived()
+            pending = following
+        assert pending is not None
+        yield pending.arrived()
+
+    def _paint(self, field: Field, rows: slice, pool: ThreadPoolExecutor) -> Tensor:
+        row_axis = self.rows._replace(position=self.rows.position[rows])
+        width = self.task.painted[1]
+        if self.engine.threads == 1:
+            with torch.inference_mode():
+                return field.paint(row_axis, self.columns)
+        # Tiles across the band, at least one a thread; a narrow band is cut along its rows instead.
+        height = rows.stop - rows.start
+        out = torch.empty(height, width, 3)
+        columns = min(TILE_COLUMNS, width)
+        across = -(-width // columns)
+        down = max(1, min(height, -(-4 * self.engine.threads // across)))
+        lines = -(-height // down)
+
+        def tile(y: int, x: int) -> None:
+            with torch.inference_mode():
+                out[y : y + lines, x : x + columns] = field.paint(
+                    row_axis._replace(position=row_axis.position[y : y + lines]),
+                    self.columns._replace(position=self.columns.position[x : x + columns]),
+                )
+
+        tiles = [(y, x) for y in range(0, height, lines) for x in range(0, width, columns)]
+        for finished in pool.map(lambda place: tile(*place), tiles):
+            del finished
+        return out
+
+
+class _OnItsWay:
+    """A band on its way to host memory; on a GPU it travels while the next one is painted."""
+
+    def __init__(self, band: Tensor) -> None:
+        if band.device.type != "cuda":
+            self._host, self._event = band.cpu(), None
+            return
+        self._host = torch.empty(band.shape, dtype=band.dtype, pin_memory=True)
+        self._host.copy_(band, non_blocking=True)
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record()
+
+    def arrived(self) -> Array:
+        if self._event is not None:
+            self._event.synchronize()
+        array: Array = self._host.numpy()
+        return array
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,6 +1,7 @@
 """From a model's name to its file: the registry, the cache, downloads and their verification.
 
-`resolve` is what everything else needs. It never uses the network and does not import torch.
+`resolve` is what everything else needs. It never uses the network and does not import torch, unless a file of the
+registry that the user put in the cache is to be converted.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import os
 from pathlib import Path
 
 from liif_cli.errors import ModelError
-from liif_cli.weights.cache import Place, bundled_path, cache_folder, cached_names, check_size, read_record
+from liif_cli.weights.cache import Place, bundled_path, cache_folder, cached_names, check_size, drop_place, read_record
 from liif_cli.weights.registry import Entry, Registry, registry
 
-__all__ = ["Entry", "Registry", "cache_folder", "known_names", "registry", "resolve"]
+__all__ = ["Entry", "Registry", "cache_folder", "find", "known_names", "registry", "resolve"]
 
 _REINSTALL = "install liif again"
 
@@ -27,8 +28,7 @@ def resolve(name_or_path: str) -> Path:
     Raises ModelError for what is unknown, with the names that come close; for a model of the registry that has not
     been fetched yet, with the command that fetches it; for a file of the wrong size.
     """
-    entry = registry().find(name_or_path)
-    if entry is not None:
+    if entry := registry().find(name_or_path):
         return _registered(entry)
     folder = cache_folder()
     if name_or_path in cached_names(folder):
@@ -39,6 +39,18 @@ def resolve(name_or_path: str) -> Path:
     if name_or_path and path.exists():
         return path
     raise _unknown(name_or_path)
+
+
+def find(name: str) -> Entry:
+    """The model of the registry with this name or alias. Raises ModelError naming the known ones."""
+    entry = registry().find(name)
+    if entry is None:
+        known = registry()
+        raise ModelError(
+            f"unknown model {name!r}; {_meant(name, [*known.aliases, *known.entries])}the registry has"
+            f" {', '.join(known.entries)}; to register your own: liif fetch-weights --from FILE --name NAME"
+        )
+    return entry
 
 
 def known_names() -> list[str]:
@@ -54,6 +66,10 @@ def _registered(entry: Entry) -> Path:
     place = Place(folder, entry.name)
     if record := read_record(place):
         return check_size(place.model, record.bytes, f"fetch it again: {command} --overwrite")
+    if drop_place(entry, folder).is_file():
+        from liif_cli.weights.fetch import adopt  # conversion needs torch
+
+        return adopt(entry, folder)
     raise ModelError(f"the model {entry.name!r} is not on this machine yet; fetch it with: {command}")
 
 
@@ -61,9 +77,12 @@ def _unknown(text: str) -> ModelError:
     if os.sep in text or "/" in text or text.endswith((".pth", ".pt", ".safetensors")):
         return ModelError(f"{text}: no such model file or folder")
     names = known_names()
-    close = difflib.get_close_matches(text.lower(), names, n=2, cutoff=0.5)
-    meant = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return ModelError(
-        f"unknown model {text!r}; {meant}Known: {', '.join(names)}; a path of a checkpoint or of a training run will do"
-        " too. To register one's own: liif fetch-weights --from FILE --name NAME"
+        f"unknown model {text!r}; {_meant(text, names)}known are {', '.join(names)}, and any path of a checkpoint or a"
+        " training run; liif fetch-weights --list shows them, liif fetch-weights NAME brings one"
     )
+
+
+def _meant(text: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(text.lower(), names, n=2, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}? " if close else ""

@@ -15,7 +15,7 @@ from liif_cli.images.gif import save_gif
 from liif_cli.images.picture import Array, Picture
 from liif_cli.images.pillow import picture_of
 from liif_cli.images.quiet import quiet
-from liif_cli.images.read import DEFAULT_MAX_PIXELS, Source, check_pixels, decoding, opened, recognise
+from liif_cli.images.read import DEFAULT_MAX_PIXELS, Source, check_pixels, decoding, is_tiff, opened, recognise
 from liif_cli.images.write import PNG_LEVEL, WEBP_QUALITY
 
 # What browsers show a frame for that says 0 or 10 ms: older files mean "as fast as possible", which nobody wants to
@@ -44,10 +44,11 @@ def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXEL
     as `read` does.
     """
     with opened(source) as file, quiet():
-        image = recognise(file)
-        if image is None or image.format not in ("GIF", "WEBP", "PNG"):
+        if is_tiff(file):
             return None
-        with image, decoding(file.name):
+        with recognise(file) as image, decoding(file.name):
+            if image.format not in ("GIF", "WEBP", "PNG"):
+                return None
             count = int(getattr(image, "n_frames", 1))
             # The still picture of an APNG file may stand for the animation where that cannot be shown.
             first = 1 if image.info.get("default_image") else 0
@@ -71,7 +72,8 @@ def _duration_ms(stated: Any) -> int:
 def _alike(frames: list[Picture]) -> tuple[Picture, ...]:
     if len({frame.size for frame in frames}) > 1:
         raise InputError("frames of different sizes")
-    alpha = any(frame.has_alpha for frame in frames)
+    # Some readers give every frame alpha, transparent or not.
+    alpha = any(frame.alpha is not None and bool((frame.alpha < 255).any()) for frame in frames)
     return tuple(replace(frame, pixels=_as_colour(frame, alpha)) for frame in frames)
 
 

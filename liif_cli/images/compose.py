@@ -42,11 +42,11 @@ def compose(picture: Picture, bands: list[Array]) -> Array:
         out[..., -1] = picture.constant_alpha
     elif picture.has_alpha:
         alpha = bands[1].astype(np.float32).mean(axis=2)
-        np.clip(alpha, 0, 1, out=alpha)
         out[..., -1] = _quantise(alpha, dtype)
         # Where alpha rounds to nothing colour is invisible, and a quotient of two near-zeros would be noise: leave
         # black.
         visible = out[..., -1] > 0
+        # By alpha before its clamping: at an edge both overshoot by the same share, which the quotient takes out again.
         colour = np.divide(colour, alpha[..., None], out=np.zeros_like(colour), where=visible[..., None])
     shades[...] = _quantise(colour, dtype)
     return out

@@ -17,7 +17,7 @@ from liif_cli.images.picture import Picture
 class Format:
     """One row: its name, its extensions (the first is the usual one), and its limits.
 
-    `longest_px` is a side's limit, `largest_bytes` that of the uncompressed pixels. `streams`: written band by band, in
+    `longest_px` is a side's limit, `largest_px` that of all pixels. `streams`: written band by band, in
     constant memory. `share`: what is left of the uncompressed bytes at least, by experience, for the estimate of space.
     `segment_bytes`: the most that one piece of metadata may have.
     """
@@ -30,7 +30,7 @@ class Format:
     streams: bool
     share: float
     lossy: bool = False
-    largest_bytes: int | None = None
+    largest_px: int | None = None
     segment_bytes: int | None = None
 
 
@@ -53,11 +53,22 @@ FORMATS = (
     ),
     Format("WebP", (".webp",), 16_383, alpha=True, deep=False, streams=False, share=0.02, lossy=True),
     Format("TIFF", (".tif", ".tiff"), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.25),
-    Format("AVIF", (".avif",), 65_535, alpha=True, deep=False, streams=False, share=0.01, lossy=True),
-    Format("GIF", (".gif",), 65_535, alpha=True, deep=False, streams=False, share=0.05),
-    # Its lengths are 32-bit.
+    # The format holds 65,535 a side, but readers stop at these limits of libavif.
     Format(
-        "BMP", (".bmp", ".dib"), _NO_LIMIT, alpha=False, deep=False, streams=False, share=1.0, largest_bytes=1 << 32
+        "AVIF",
+        (".avif",),
+        32_768,
+        alpha=True,
+        deep=False,
+        streams=False,
+        share=0.01,
+        lossy=True,
+        largest_px=1 << 28,
+    ),
+    Format("GIF", (".gif",), 65_535, alpha=True, deep=False, streams=False, share=0.05),
+    # Its lengths are 32-bit: 4 GB at three bytes a pixel.
+    Format(
+        "BMP", (".bmp", ".dib"), _NO_LIMIT, alpha=False, deep=False, streams=False, share=1.0, largest_px=1_431_000_000
     ),
     # A pyramid of tiles, JPEG where they are opaque and 8-bit, else PNG.
     Format("DeepZoom", (".dzi",), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.03),
@@ -144,8 +155,9 @@ def _check_capacity(path: Path, known: Format, size: tuple[int, int], like: Pict
             f"{path}: {known.name} holds at most {known.longest_px:,} pixels a side and {width:,}x{height:,} are asked "
             f"for; use {_those(lambda other: other.longest_px >= max(size))}"
         )
-    if known.largest_bytes is not None and height * width * 3 >= known.largest_bytes:
-        raise OutputError(f"{path}: {known.name} holds at most 4 GB; use {_those(lambda other: other.streams)}")
+    if known.largest_px is not None and height * width > known.largest_px:
+        most = f"{known.largest_px / 1e6:,.0f} million pixels"
+        raise OutputError(f"{path}: {known.name} holds at most {most}; use {_those(lambda other: other.streams)}")
     if like.pixels.dtype not in (np.uint8, np.uint16):
         raise OutputError(f"{path}: floating-point pixels cannot be written; convert them to uint8 or uint16 first")
     if like.depth > 8 and not known.deep:

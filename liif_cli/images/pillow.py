@@ -131,7 +131,7 @@ def dpi_of(info: dict[Any, Any]) -> tuple[float, float] | None:
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
     # PNG counts dots a metre: 299.9994 was 300.
-    across, down = round(across, 2), round(down, 2)
+    across, down = round(across, 1), round(down, 1)
     # Less than 2 is a ratio, not a resolution.
     return (across, down) if 2 <= across < 1e5 and 2 <= down < 1e5 else None
 

@@ -1,7 +1,7 @@
 """Picture files to `Picture`: known by their content, not their name; upright, whole, and with all they carry.
 
-Pillow decodes what it holds without loss. It reads 16-bit colour as 8-bit, so that goes through libvips, as do TIFF
-files of kinds Pillow does not know. Files are not trusted: whatever a decoder says of a damaged one becomes
+Pillow decodes what it holds without loss. It reads 16-bit colour as 8-bit, so that goes through libvips; so does
+TIFF, of which libvips knows more kinds. Files are not trusted: whatever a decoder says of a damaged one becomes
 InputError.
 """
 
@@ -39,7 +39,9 @@ Source: TypeAlias = Path | bytes | BinaryIO
 DEFAULT_MAX_PIXELS = 1 << 28
 """16,384 x 16,384. In the costliest case, 16-bit with alpha, such a picture and its layers take about 10 GB."""
 
-READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "HEIF")
+_BY_PILLOW = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "HEIF")
+# Byte order and version, 42 or 43 for the one with 64-bit offsets.
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 EXTENSIONS = frozenset(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".dib")
 ) | {".avif", ".heic", ".heif", ".hif"}
@@ -82,21 +84,15 @@ def read(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Pict
     damaged or cut short, has more than `max_pixels` pixels (None: no limit), or holds samples without a fixed range.
     """
     with opened(source) as file, quiet():
-        image = recognise(file)
-        if image is None:
-            return _read_by_vips(file, max_pixels)
-        with image:
+        if is_tiff(file):
+            return _read_tiff(file, max_pixels)
+        with recognise(file) as image:
             check_pixels(file.name, image.size[0] * image.size[1], max_pixels)
-            if is_deep_colour(image):
-                return _read_by_vips(file, max_pixels, image)
             with decoding(file.name):
                 image.load()
-                if image.format == "TIFF":
-                    image.info.pop("dpi", None)  # one dot an inch where the file says nothing
-                    image.info.update(_tiff_info(file))
-                # Pillow has turned TIFF pictures itself, whatever XMP says.
-                orientation = 1 if image.format == "TIFF" else None
-                picture = picture_of(image, file.name, image.format or "PNG", orientation)
+                if image.format == "PNG" and file.head(25)[24] == 16:  # the depth in the header chunk
+                    return _read_deep_png(file, image)
+                picture = picture_of(image, file.name, image.format or "PNG")
         return _lossless_webp(picture, file)
 
 
@@ -155,28 +151,28 @@ def decoding(name: str) -> Iterator[None]:
         raise InputError(f"{name}: is damaged and cannot be decoded ({words[:120] or type(error).__name__})") from error
 
 
-def recognise(file: Opened) -> Image.Image | None:
-    """Return the file as a Pillow image, not yet decoded; None for a TIFF that only libvips may know.
+def is_tiff(file: Opened) -> bool:
+    """Whether a file begins as TIFF files do."""
+    return file.head(4) in _TIFF_STARTS
+
+
+def recognise(file: Opened) -> Image.Image:
+    """Return the file as a Pillow image, not yet decoded; raises InputError for what is none, and for TIFF.
 
     Pillow's own `open` would refuse or warn by a limit of the whole process; here the caller's limit holds.
     """
     prefix = file.head(16)
-    if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIC_BRANDS:
+    heic = prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIC_BRANDS
+    if heic:
         _register_heic(file)
-    for name in READABLE:
+    for name in _BY_PILLOW:
         factory, accept = Image.OPEN.get(name, (None, None))
         if factory is None or (accept is not None and accept(prefix) is not True):
             continue
         file.stream.seek(0)
         with decoding(file.name):
-            try:
-                return factory(file.stream, str(file.path or ""))
-            except SyntaxError:
-                # Pillow's word for "not mine after all": of a TIFF it means an unusual layout, else a damaged header.
-                if name == "TIFF":
-                    return None
-                raise
-    if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIC_BRANDS:
+            return factory(file.stream, str(file.path or ""))
+    if heic:
         raise InputError(f"{file.name}: is a HEIC picture; install the reader with: pip install pillow-heif")
     raise InputError(f"{file.name}: is not a picture liif can read (PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIC)")
 
@@ -200,48 +196,58 @@ def check_pixels(name: str, pixels: int, max_pixels: int | None) -> None:
         )
 
 
-def is_deep_colour(image: Image.Image) -> bool:
-    """Whether a file has 16 bits a channel in a form that Pillow would cut to 8."""
-    if image.format == "PNG":
-        # The rawmode of the first tile: RGB;16B, RGBA;16B, LA;16B. Deep grey is whole in Pillow, but not its
-        # transparency.
-        tiles = getattr(image, "tile", [])
-        rawmode = str(tiles[0][3]) if tiles else ""
-        return "16" in rawmode and (image.mode not in ("I", "I;16", "I;16B") or "transparency" in image.info)
-    if image.format == "TIFF":
-        return max(_tiff_numbers(image, TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
-    return False
-
-
-def _tiff_numbers(image: Image.Image, tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
-    value = getattr(image, "tag_v2", {}).get(tag, default)
-    return tuple(value) if isinstance(value, tuple) else (value,)
-
-
-def _read_by_vips(file: Opened, max_pixels: int | None, known: Image.Image | None = None) -> Picture:
-    """Read 16-bit colour, and TIFF files that Pillow does not know."""
+def _read_deep_png(file: Opened, image: Image.Image) -> Picture:
+    """Read the pixels of a 16-bit PNG file; `image`, loaded, knows the metadata, which may lie behind them."""
     with decoding(file.name):
-        image = file.vips_image()
-        check_pixels(file.name, image.width * image.height, max_pixels)
-        icc = bytes(image.get("icc-profile-data")) if image.get_typeof("icc-profile-data") else None
-        pixels, icc = _vips_pixels(file.name, image, icc)
-        if known is not None and known.format == "PNG":
-            known.load()  # EXIF and XMP may lie behind the pixels
-            info: dict[Any, Any] = dict(known.info)
-            info["exif"] = raw_exif(known)
-            orientation = metadata.orientation(info["exif"], raw_xmp(info))
-        else:
-            info = _tiff_info(file)
-            orientation = info.get("orientation", 1)
-        exif, xmp = info.get("exif"), raw_xmp(info)
+        pixels = _vips_array(file.vips_image())
+    exif, xmp = raw_exif(image), raw_xmp(image.info)
     return Picture(
-        pixels=turned(pixels, orientation if 1 <= orientation <= 8 else 1),
-        icc=matching_profile(icc, pixels),
+        pixels=turned(pixels, metadata.orientation(exif, xmp)),
+        icc=matching_profile(image.info.get("icc_profile"), pixels),
         exif=metadata.upright_exif(exif),
         xmp=metadata.upright_xmp(xmp),
-        format="TIFF" if known is None else str(known.format),
+        format="PNG",
+        dpi=dpi_of(image.info),
+    )
+
+
+def _read_tiff(file: Opened, max_pixels: int | None) -> Picture:
+    try:
+        info = metadata_of(file.stream)
+    except (struct.error, ValueError, OSError, OverflowError):
+        info = {}  # the pixels may be whole all the same
+    icc: bytes | None
+    with decoding(file.name):
+        if info.get("photometric") in _LUMINANCE_AND_COLOUR:
+            pixels, icc = _tiff_by_pillow(file, max_pixels)
+        else:
+            image = file.vips_image()
+            check_pixels(file.name, image.width * image.height, max_pixels)
+            icc = bytes(image.get("icc-profile-data")) if image.get_typeof("icc-profile-data") else None
+            pixels, icc = _vips_pixels(file.name, image, icc)
+            orientation = info.get("orientation", 1)
+            pixels = turned(pixels, orientation if 1 <= orientation <= 8 else 1)
+    return Picture(
+        pixels=pixels,
+        icc=matching_profile(icc, pixels),
+        exif=metadata.upright_exif(info.get("exif")),
+        xmp=metadata.upright_xmp(info.get("xmp")),
+        format="TIFF",
         dpi=dpi_of(info),
     )
+
+
+# YCbCr and CIE Lab: libvips takes the first for RGB where it is not JPEG, and does not know the second in 8 bits.
+_LUMINANCE_AND_COLOUR = (6, 8)
+
+
+def _tiff_by_pillow(file: Opened, max_pixels: int | None) -> tuple[Array, bytes | None]:
+    file.stream.seek(0)
+    with TiffImagePlugin.TiffImageFile(file.stream) as image:
+        check_pixels(file.name, image.size[0] * image.size[1], max_pixels)
+        image.load()  # which turns it upright as well
+        picture = picture_of(image, file.name, "TIFF", 1)
+        return picture.pixels, picture.icc
 
 
 def _vips_pixels(name: str, image: Any, icc: bytes | None) -> tuple[Array, bytes | None]:
@@ -259,13 +265,6 @@ def _vips_pixels(name: str, image: Any, icc: bytes | None) -> tuple[Array, bytes
 def _vips_array(image: Any) -> Array:
     array = np.asarray(image.numpy())
     return array[..., None] if array.ndim == 2 else array
-
-
-def _tiff_info(file: Opened) -> dict[Any, Any]:
-    try:
-        return metadata_of(file.stream)
-    except (struct.error, ValueError, OSError, OverflowError):
-        return {}  # the pixels may be whole all the same
 
 
 def _lossless_webp(picture: Picture, file: Opened) -> Picture:

@@ -17,7 +17,7 @@ _GPS_DIRECTORY, _INTEROP_DIRECTORY = 0x8825, 0xA005
 _DIRECTORIES = (EXIF_DIRECTORY, _GPS_DIRECTORY, _INTEROP_DIRECTORY)
 # Words about the picture: description, maker, model, software, date, artist, host, copyright, and Windows' titles.
 _DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, *range(0x9C9B, 0x9CA0))
-_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _XMP = 0x011A, 0x011B, 0x0128, 0x02BC
+_PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _XMP = 0x0106, 0x011A, 0x011B, 0x0128, 0x02BC
 
 _SHORT, _LONG, _RATIONAL, _WIDE_DIRECTORY = 3, 4, 5, 18
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
@@ -70,14 +70,15 @@ class _Value:
 
 
 def metadata_of(file: BinaryIO) -> dict[str, Any]:
-    """Return what a TIFF file says of its first picture: "exif", "xmp", "dpi" and "orientation", where it does.
+    """Return what a TIFF file says of its first picture: "exif", "xmp", "dpi", "orientation" and "photometric".
 
     The EXIF block holds the words about the picture and the directories of camera and place, not the tags of the
     layout. Raises struct.error, ValueError or OSError for a damaged file.
     """
     layout, first = _header(file)
+    single = {ORIENTATION: "orientation", _PHOTOMETRIC: "photometric"}
     resolution = (_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT)
-    tags = _tags_at(file, layout, first, (*_DESCRIPTIVE, *_DIRECTORIES, *resolution, _XMP, ORIENTATION))
+    tags = _tags_at(file, layout, first, (*_DESCRIPTIVE, *_DIRECTORIES, *resolution, _XMP, *single))
     found: dict[str, Any] = {}
     carried = {tag: value for tag, value in tags.items() if tag in _DESCRIPTIVE or value.directory}
     if carried:
@@ -88,8 +89,9 @@ def metadata_of(file: BinaryIO) -> dict[str, Any]:
     if across and down and unit != [1.0]:  # unit 1: a ratio of no known unit
         inch = 2.54 if unit == [3.0] else 1.0
         found["dpi"] = (across[0] * inch, down[0] * inch)
-    if ORIENTATION in tags and (numbers := tags[ORIENTATION].numbers()):
-        found["orientation"] = int(numbers[0])
+    for tag, name in single.items():
+        if tag in tags and (numbers := tags[tag].numbers()):
+            found[name] = int(numbers[0])
     return found
 
 

@@ -1,0 +1,505 @@
+"""A picture is written whole, in its own depth and colours, with all it carries; or not at all, and it says why."""
+
+import contextlib
+import errno
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+
+from liif_cli.errors import OutputError, UsageError
+from liif_cli.images import (
+    Animation,
+    Picture,
+    check_output,
+    format_of,
+    open_writer,
+    read,
+    read_animation,
+    write,
+    write_animation,
+)
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a exif:PixelXDimension="7"/></x:xmpmeta>'
+RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+# A grey profile: header and tags of the RGB one with another colour space are enough for carrying it.
+GREY_PROFILE = RGB_PROFILE[:16] + b"GRAY" + RGB_PROFILE[20:]
+HUGE = 1 << 40
+
+
+def exif_block() -> bytes:
+    exif = Image.Exif()
+    exif[0x010F] = "A maker of cameras"
+    exif[0x0112] = 1
+    exif[0x8769] = {0x9003: "2020:01:01 00:00:00", 0xA002: 7, 0xA003: 5, 0x829A: (1, 125), 0x927C: b"note\0\1" * 9}
+    exif[0x8825] = {1: "N", 2: (1.0, 2.0, 3.0)}
+    return exif.tobytes()
+
+
+def picture(channels: int, dtype: Any = np.uint8, size: tuple[int, int] = (70, 90), **carried: Any) -> Picture:
+    """A smooth picture, so that compression changes little, of values that use the whole depth."""
+    greatest = np.iinfo(dtype).max
+    y, x = np.mgrid[0 : size[0], 0 : size[1]]
+    planes = [x / size[1], y / size[0], (x + y) / (size[0] + size[1])]
+    alpha = ((x - 40) ** 2 + (y - 30) ** 2 < 900).astype(float)
+    planes = planes[: 1 if channels <= 2 else 3] + ([alpha] if channels in (2, 4) else [])
+    return Picture((np.stack(planes, axis=2) * greatest).astype(dtype), **carried)
+
+
+def carrying(channels: int, dtype: Any = np.uint8) -> Picture:
+    icc = GREY_PROFILE if channels <= 2 else RGB_PROFILE
+    return picture(channels, dtype, icc=icc, exif=exif_block(), xmp=XMP, dpi=(300.0, 150.0))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_in_bands(path: Path, source: Picture, rows: int = 13, **options: Any) -> None:
+    with open_writer(path, source.size, source, **options) as writer:
+        for top in range(0, source.size[0], rows):
+            band = source.pixels[top : top + rows].copy()
+            writer.write(band)
+            band[...] = 77  # bands may be reused at once
+
+
+KEPT = [(".png", c, d) for c in (1, 2, 3, 4) for d in (np.uint8, np.uint16)]
+KEPT += [(".tif", c, d) for c in (1, 2, 3, 4) for d in (np.uint8, np.uint16)]
+
+
+@pytest.mark.parametrize("budget_bytes", [HUGE, 0], ids=["memory", "stream"])
+@pytest.mark.parametrize(("extension", "channels", "dtype"), KEPT)
+def test_lossless_formats_give_back_every_sample_and_all_metadata(
+    tmp_path: Path, extension: str, channels: int, dtype: Any, budget_bytes: int
+) -> None:
+    source = carrying(channels, dtype)
+    path = tmp_path / f"a{extension}"
+    write_in_bands(path, source, budget_bytes=budget_bytes)
+    assert names(tmp_path) == [path.name]
+    again = read(path)
+    assert again.pixels.dtype == dtype
+    assert np.array_equal(again.pixels, source.pixels)
+    assert_carried(again, source)
+    with Image.open(path) if dtype == np.uint8 else contextlib.nullcontext() as image:
+        if image is not None:
+            image.load()
+
+
+def assert_carried(again: Picture, source: Picture, dpi: bool = True) -> None:
+    assert again.icc == source.icc
+    assert again.xmp == XMP.replace(b'"7"', b'"90"')
+    if dpi:
+        assert again.dpi == source.dpi
+    assert again.exif is not None
+    exif = Image.Exif()
+    exif.load(again.exif)
+    camera = exif.get_ifd(0x8769)
+    assert exif[0x010F] == "A maker of cameras"
+    # The size it states is the one it has now.
+    assert (camera[0xA002], camera[0xA003]) == (90, 70)
+    assert camera[0x9003] == "2020:01:01 00:00:00"
+    assert float(camera[0x829A][0]) / float(camera[0x829A][1]) == 1 / 125
+    assert camera[0x927C] == b"note\0\1" * 9
+    assert exif.get_ifd(0x8825)[2] == (1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize("budget_bytes", [HUGE, 0], ids=["memory", "stream"])
+@pytest.mark.parametrize("extension", [".jpg", ".webp", ".avif"])
+@pytest.mark.parametrize("channels", [3, 4, 1])
+def test_lossy_formats_stay_close_and_keep_all_metadata(
+    tmp_path: Path, extension: str, channels: int, budget_bytes: int
+) -> None:
+    if (extension == ".jpg" and channels == 4) or (extension != ".jpg" and (budget_bytes == 0 or channels == 1)):
+        pytest.skip("this format does not hold that")
+    source = carrying(channels)
+    path = tmp_path / f"a{extension}"
+    write_in_bands(path, source, budget_bytes=budget_bytes)
+    again = read(path)
+    visible = slice(None) if source.alpha is None else source.alpha > 0
+    difference = np.abs(again.pixels[visible].astype(int) - source.pixels[visible].astype(int))
+    assert difference.mean() < 1.5
+    assert_carried(again, source, dpi=extension == ".jpg")
+
+
+@pytest.mark.parametrize("extension", [".gif", ".bmp"])
+def test_formats_without_profiles_hold_srgb(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a{extension}"
+    source = carrying(3)
+    write(path, source.pixels, source)
+    assert np.abs(read(path).pixels.astype(int) - source.pixels.astype(int)).mean() < 5
+
+
+def test_gif_keeps_holes(tmp_path: Path) -> None:
+    source = picture(4)
+    write(tmp_path / "a.gif", source.pixels, source)
+    again = read(tmp_path / "a.gif")
+    assert np.array_equal(again.alpha, source.alpha)
+
+
+def test_jpeg_has_full_colour_resolution_and_listens_to_quality(tmp_path: Path) -> None:
+    source = picture(3)
+    sizes = []
+    for budget_bytes in (HUGE, 0):
+        for quality in (None, 30):
+            path = tmp_path / "a.jpg"
+            write_in_bands(path, source, budget_bytes=budget_bytes, quality=quality, overwrite=True)
+            sizes.append(path.stat().st_size)
+            with Image.open(path) as image:
+                assert all(layer[1:3] == (1, 1) for layer in image.layer)  # type: ignore[attr-defined]
+    assert sizes[1] < sizes[0]
+    assert sizes[3] < sizes[2]
+    with pytest.raises(UsageError, match="101"):
+        write(tmp_path / "b.jpg", source.pixels, source, quality=101)
+
+
+@pytest.mark.parametrize("budget_bytes", [HUGE, 0], ids=["memory", "stream"])
+@pytest.mark.parametrize("extension", [".png", ".jpg", ".tif"])
+def test_strip_drops_metadata_but_not_the_profile(tmp_path: Path, extension: str, budget_bytes: int) -> None:
+    write_in_bands(tmp_path / f"a{extension}", carrying(3), budget_bytes=budget_bytes, strip=True)
+    again = read(tmp_path / f"a{extension}")
+    assert again.icc == RGB_PROFILE
+    assert again.exif is None
+    assert again.xmp is None
+    assert b"A maker" not in (tmp_path / f"a{extension}").read_bytes()
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(3, np.uint8), (1, np.uint8), (4, np.uint8), (3, np.uint16)])
+def test_a_deep_zoom_picture_is_a_pyramid_of_tiles(tmp_path: Path, channels: int, dtype: Any) -> None:
+    source = picture(channels, dtype, size=(300, 520))
+    write_in_bands(tmp_path / "a.b.dzi", source, budget_bytes=HUGE)
+    assert names(tmp_path) == ["a.b.dzi", "a.b_files"]
+    assert b'Width="520"' in (tmp_path / "a.b.dzi").read_bytes()
+    levels = sorted(int(folder.name) for folder in (tmp_path / "a.b_files").iterdir() if folder.is_dir())
+    assert levels == list(range(11))
+    opaque = channels in (1, 3) and dtype == np.uint8
+    tiles = list((tmp_path / "a.b_files" / "10").iterdir())
+    assert len(tiles) == 2 * 3
+    assert {tile.suffix for tile in tiles} == {".jpg" if opaque else ".png"}
+    first = read(tmp_path / "a.b_files" / "10" / f"0_0{tiles[0].suffix}")
+    assert np.abs(first.pixels[:200, :200].astype(float) - source.pixels[:200, :200]).mean() < 2 * source.depth
+
+
+def test_a_deep_zoom_picture_replaces_an_older_one_only_when_told(tmp_path: Path) -> None:
+    for size in ((300, 520), (20, 30)):
+        source = picture(3, size=size)
+        write_in_bands(tmp_path / "a.dzi", source, budget_bytes=HUGE, overwrite=True)
+    assert not (tmp_path / "a_files" / "10").exists()
+    with pytest.raises(OutputError, match="--overwrite"):
+        write_in_bands(tmp_path / "a.dzi", source, budget_bytes=HUGE)
+    (tmp_path / "a.dzi").unlink()
+    with pytest.raises(OutputError, match=r"a_files.*--overwrite"):
+        write_in_bands(tmp_path / "a.dzi", source, budget_bytes=HUGE)
+    assert names(tmp_path) == ["a_files"]
+
+
+def test_a_large_tiff_is_a_tiled_pyramid_that_keeps_its_exif(tmp_path: Path) -> None:
+    source = carrying(1)
+    tall = Picture(np.tile(source.pixels, (120, 1, 1)), exif=source.exif)
+    write_in_bands(tmp_path / "a.tif", tall, rows=700, budget_bytes=0)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.pages[0].is_tiled
+        assert len(file.pages[0].pages) >= 4  # the smaller copies
+    again = read(tmp_path / "a.tif")
+    assert np.array_equal(again.pixels, tall.pixels)
+    assert again.exif is not None
+    assert b"A maker of cameras" in again.exif
+
+
+def test_exif_goes_into_big_tiff_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("liif_cli.images.stream._BIG_BYTES", 0)
+    source = carrying(3)
+    write_in_bands(tmp_path / "a.tif", source, budget_bytes=0)
+    assert (tmp_path / "a.tif").read_bytes()[:4] == b"II+\0"
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.pages[0].tags["Make"].value == "A maker of cameras"
+        assert file.pages[0].tags["ExifTag"].value["PixelXDimension"] == 90
+    again = read(tmp_path / "a.tif")
+    assert np.array_equal(again.pixels, source.pixels)
+    assert_carried(again, source)
+
+
+EXTENSIONS = [".png", ".jpg", ".tif", ".dzi", ".webp"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("budget_bytes", [HUGE, 0], ids=["memory", "stream"])
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_a_failure_between_bands_leaves_nothing_behind(
+    tmp_path: Path, extension: str, budget_bytes: int, failure: type[BaseException]
+) -> None:
+    if extension == ".webp" and budget_bytes == 0:
+        pytest.skip("WebP does not stream")
+    source = picture(3)
+
+    def paint() -> None:
+        with open_writer(tmp_path / f"a{extension}", source.size, source, budget_bytes=budget_bytes) as writer:
+            writer.write(source.pixels[:30])
+            raise failure
+
+    with pytest.raises(failure):
+        paint()
+    assert names(tmp_path) == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "liif-writer"]
+
+
+@pytest.mark.parametrize("budget_bytes", [HUGE, 0], ids=["memory", "stream"])
+@pytest.mark.parametrize("extension", [".png", ".tif", ".dzi"])
+def test_missing_and_surplus_rows_are_bugs_that_leave_nothing(
+    tmp_path: Path, extension: str, budget_bytes: int
+) -> None:
+    source = picture(3)
+    with pytest.raises(ValueError, match="30 of 70"):
+        write_rows(tmp_path / f"a{extension}", source, source.pixels[:30], budget_bytes)
+    with pytest.raises(ValueError, match="140 rows"):
+        write_rows(tmp_path / f"a{extension}", source, np.tile(source.pixels, (2, 1, 1)), budget_bytes)
+    with pytest.raises(ValueError, match="uint16"):
+        write_rows(tmp_path / f"a{extension}", source, source.pixels.astype(np.uint16), budget_bytes)
+    assert names(tmp_path) == []
+
+
+def write_rows(path: Path, source: Picture, rows: np.ndarray, budget_bytes: int) -> None:
+    with open_writer(path, source.size, source, budget_bytes=budget_bytes) as writer:
+        writer.write(rows)
+
+
+@pytest.mark.parametrize("budget_bytes", [HUGE, 0], ids=["memory", "stream"])
+@pytest.mark.parametrize("extension", [".png", ".jpg"])
+def test_a_full_disk_is_named_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str, budget_bytes: int
+) -> None:
+    original = Path.open
+
+    class Full(io.BytesIO):
+        def write(self, content: Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def open_full(self: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        return Full() if self.suffix == ".part" else original(self, mode, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    source = picture(3)
+    with pytest.raises(OutputError, match="disk is full") as caught:
+        write_in_bands(tmp_path / f"a{extension}", source, budget_bytes=budget_bytes)
+    assert str(tmp_path / f"a{extension}") in str(caught.value)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full and a file size limit")
+@pytest.mark.parametrize("extension", [".tif", ".png", ".dzi"])
+def test_a_real_limit_of_the_system_is_an_error_and_leaves_nothing(tmp_path: Path, extension: str) -> None:
+    code = f"""
+        import resource, signal, numpy as np
+        from pathlib import Path
+        from liif_cli.images import Picture, open_writer
+        from liif_cli.errors import OutputError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+        pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+        like = Picture(pixels)
+        try:
+            with open_writer(Path({str(tmp_path / "a")!r} + {extension!r}), (400, 600), like, budget_bytes=0) as writer:
+                for top in range(0, 400, 20):
+                    writer.write(pixels[top : top + 20])
+        except OutputError as error:
+            print("OutputError", error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.startswith("OutputError"), done.stderr
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child alone")
+@pytest.mark.parametrize("extension", [".png", ".tif"])
+def test_ctrl_c_stops_a_stream_at_once_and_leaves_nothing(tmp_path: Path, extension: str) -> None:
+    code = f"""
+        import time, numpy as np
+        from pathlib import Path
+        from liif_cli.images import Picture, open_writer
+        band = np.zeros((16, 3000, 3), np.uint8)
+        path = Path({str(tmp_path / "a")!r} + {extension!r})
+        with open_writer(path, (16 * 10_000, 3000), Picture(band), budget_bytes=0) as writer:
+            print("ready", flush=True)
+            for _ in range(10_000):
+                writer.write(band)
+                time.sleep(0.01)
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        child.send_signal(signal.SIGINT)
+        _, error = child.communicate(timeout=20)
+    finally:
+        child.kill()
+    assert error.rstrip().endswith(b"KeyboardInterrupt")
+    assert names(tmp_path) == []
+
+
+def test_a_stream_s_memory_does_not_grow_with_the_picture(tmp_path: Path) -> None:
+    import psutil
+
+    process, width, band = psutil.Process(), 4000, np.zeros((100, 4000, 3), np.uint8)
+    write(tmp_path / "warm.png", band, Picture(band), budget_bytes=0)
+    before, peak = process.memory_info().rss, 0
+    with open_writer(tmp_path / "a.png", (5000, width), Picture(band), budget_bytes=0) as writer:
+        for _ in range(50):
+            writer.write(band)
+            peak = max(peak, process.memory_info().rss)
+    assert peak - before < 40e6  # the picture has 60 MB
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "channels", "dtype", "error", "words"),
+    [
+        ("a.xyz", (9, 9), 3, np.uint8, UsageError, "xyz.*png"),
+        ("a", (9, 9), 3, np.uint8, UsageError, "no extension"),
+        ("a.heic", (9, 9), 3, np.uint8, UsageError, "HEIC.*avif"),
+        ("a.jpg", (9, 65_501), 3, np.uint8, OutputError, "65,500.*png"),
+        ("a.webp", (16_384, 9), 3, np.uint8, OutputError, "16,383"),
+        ("a.gif", (65_536, 9), 3, np.uint8, OutputError, "65,535"),
+        ("a.avif", (32_769, 9), 3, np.uint8, OutputError, "32,768"),
+        ("a.bmp", (60_000, 60_000), 3, np.uint8, OutputError, "million pixels"),
+        ("a.jpg", (9, 9), 4, np.uint8, OutputError, "transparency.*png"),
+        ("a.bmp", (9, 9), 2, np.uint8, OutputError, "transparency"),
+        ("a.jpg", (9, 9), 3, np.uint16, OutputError, "16 bits.*png.*tif"),
+        ("a.webp", (9, 9), 3, np.uint16, OutputError, "16 bits"),
+        ("a.avif", (9, 9), 1, np.uint16, OutputError, "16 bits"),
+        ("a.png", (9, 9), 3, np.float32, OutputError, "floating"),
+        ("a.png", (0, 9), 3, np.uint8, OutputError, "no pixels"),
+        ("a.png", (1 << 30, 1 << 30), 3, np.uint8, OutputError, "GB are needed"),
+        ("a.webp", (9_000, 9_000), 3, np.uint8, OutputError, "memory.*png"),
+        ("missing/a.png", (9, 9), 3, np.uint8, OutputError, "does not exist"),
+        ("there.png", (9, 9), 3, np.uint8, OutputError, "--overwrite"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_any_work(
+    tmp_path: Path, name: str, size: tuple[int, int], channels: int, dtype: Any, error: type[Exception], words: str
+) -> None:
+    (tmp_path / "there.png").touch()
+    like = Picture(np.zeros((4, 4, channels), dtype))
+    with pytest.raises(error, match=words) as caught:
+        check_output(tmp_path / name, size, like, budget_bytes=1 << 28)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_partial_transparency_is_not_for_gif(tmp_path: Path) -> None:
+    soft = Picture(np.full((4, 4, 4), 100, np.uint8))
+    with pytest.raises(OutputError, match="partial"):
+        check_output(tmp_path / "a.gif", (4, 4), soft)
+
+
+def test_metadata_too_long_for_jpeg_is_said(tmp_path: Path) -> None:
+    like = picture(3, xmp=b"x" * 70_000)
+    with pytest.raises(OutputError, match="--strip"):
+        check_output(tmp_path / "a.jpg", (4, 4), like)
+    check_output(tmp_path / "a.jpg", (4, 4), like, strip=True)
+    check_output(tmp_path / "a.png", (4, 4), like)
+
+
+def test_what_the_limits_allow_can_be_written(tmp_path: Path) -> None:
+    for name, side in (("a.jpg", 65_500), ("a.webp", 16_383), ("a.gif", 65_535), ("a.avif", 32_768), ("a.png", 80_000)):
+        for budget_bytes in (HUGE, 0) if name in ("a.jpg", "a.png") else (HUGE,):
+            long = np.zeros((2, side, 3), np.uint8)
+            write(tmp_path / name, long, Picture(long), budget_bytes=budget_bytes, overwrite=True)
+            assert read(tmp_path / name).size == (2, side)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "format"),
+    [("a.PNG", None, "PNG"), ("a.jpeg", None, "JPEG"), ("a", "tif", "TIFF"), ("a.png", ".webp", "WebP"),
+     ("a", "DZI", "DeepZoom")],
+)  # fmt: skip
+def test_formats_go_by_name_or_extension(path: str, name: str | None, format: str) -> None:
+    assert format_of(Path(path), name).name == format
+
+
+def test_an_existing_picture_survives_a_failure(tmp_path: Path) -> None:
+    source = picture(3)
+    write(tmp_path / "a.png", source.pixels, source)
+    before = (tmp_path / "a.png").read_bytes()
+    with (
+        pytest.raises(ValueError, match="rows"),
+        open_writer(tmp_path / "a.png", source.size, source, budget_bytes=0, overwrite=True),
+    ):
+        pass
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def moving(alpha: bool) -> Animation:
+    frames = []
+    for step in range(4):
+        pixels = np.zeros((20, 30, 4 if alpha else 3), np.uint8)
+        pixels[..., :3] = (20, 40, 60)
+        pixels[5:15, step * 5 : step * 5 + 10] = (200, 100, 50, 255)[: pixels.shape[2]]
+        frames.append(Picture(pixels, format="GIF"))
+    return Animation(tuple(frames), (40, 80, 120, 160), 0, "GIF")
+
+
+@pytest.mark.parametrize("extension", [".gif", ".webp", ".png", ".apng"])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_animations_go_in_and_out(tmp_path: Path, extension: str, alpha: bool) -> None:
+    source = moving(alpha)
+    path = tmp_path / f"a{extension}"
+    write_animation(path, source)
+    again = read_animation(path)
+    assert again is not None
+    assert again.durations_ms == source.durations_ms
+    assert again.loop == 0
+    assert len(again.frames) == 4
+    for one, other in zip(again.frames, source.frames, strict=True):
+        assert one.pixels.shape == other.pixels.shape
+        if alpha:
+            assert np.array_equal(one.alpha, other.alpha)
+        visible = other.alpha > 0 if other.alpha is not None else slice(None)
+        assert np.abs(one.pixels[visible].astype(int) - other.pixels[visible].astype(int)).max() < 8
+    assert np.abs(read(path).pixels[..., 0].astype(int) - again.frames[0].pixels[..., 0]).mean() < 8
+
+
+def test_a_single_picture_is_no_animation(tmp_path: Path) -> None:
+    source = picture(3)
+    for extension in (".png", ".gif", ".webp", ".jpg"):
+        write(tmp_path / f"a{extension}", source.pixels, source)
+        assert read_animation(tmp_path / f"a{extension}") is None
+
+
+def test_formats_that_do_not_move_say_so(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="animation"):
+        write_animation(tmp_path / "a.jpg", moving(False))
+
+
+def test_frames_drawn_over_one_another_are_whole(tmp_path: Path) -> None:
+    """A GIF whose second frame is a small patch: the canvas around it stays."""
+    first = Image.new("RGB", (20, 20), (255, 0, 0)).quantize(4)
+    second = Image.new("RGB", (20, 20), (255, 0, 0))
+    second.paste((0, 0, 255), (5, 5, 9, 9))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second], duration=50)
+    animation = read_animation(tmp_path / "a.gif")
+    assert animation is not None
+    assert animation.loop is None
+    assert tuple(animation.frames[1].pixels[0, 0, :3]) == (255, 0, 0)
+    assert tuple(animation.frames[1].pixels[6, 6, :3]) == (0, 0, 255)
+
+
+def test_no_space_is_found_out_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OutputError, match="free some space"):
+        check_output(tmp_path / "a.png", (1000, 1000), picture(3))

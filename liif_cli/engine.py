@@ -13,7 +13,7 @@ the plan, but for the rounding of sums that are added in another order, and for 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -201,7 +201,7 @@ class Engine:
         # out every operation; a GPU is kept busy by one.
         self.threads = torch.get_num_threads() if device.type == "cpu" else 1
 
-    def bands(self, image: Array, output: Size, box: Box | None = None) -> Iterator[Array]:
+    def bands(self, image: Array, output: Size, box: Box | None = None) -> Generator[Array, None, None]:
         """Paint ``image``, (H, W, 3) of uint8, uint16 or float in [0, 1], to ``output`` size, in bands.
 
         Yields (h, W_out, 3) float32, top to bottom, H_out rows in all; colours in [0, 1] nominally, not clamped.
@@ -223,7 +223,7 @@ class Encoded:
         self.image = image
         self._features: Tensor | None = None
 
-    def bands(self, output: Size, box: Box | None = None) -> Iterator[Array]:
+    def bands(self, output: Size, box: Box | None = None) -> Generator[Array, None, None]:
         """As :meth:`Engine.bands`."""
         engine = self.engine
         task = make_task(engine.model, (self.image.shape[0], self.image.shape[1]), output, box)

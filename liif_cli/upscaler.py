@@ -1,0 +1,299 @@
+"""What everything else calls: a model, ready on a device, that makes pictures larger. The Python API is this room.
+
+model = liif_cli.load("default")
+big = model.upscale(image, scale=2.7)
+field = model.encode(image)
+detail = field.render(size=(1080, 1920), box=(0, 0, 54, 96))
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+
+from liif_cli import checkpoint, weights
+from liif_cli.coords import output_size
+from liif_cli.engine import MIB, Box, Engine, Size, whole
+from liif_cli.errors import MemoryBudgetError, UsageError
+from liif_cli.images import Picture, compose, from_array, from_pil, layers, to_array, to_pil
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Without --memory: this share of what is free, and no more than the most that makes anything faster.
+FREE_SHARE = 0.5
+MOST_BYTES = 4 * 2**30
+
+
+class Sizing(NamedTuple):
+    """How large the output shall be; exactly one field is set.
+
+    ``size`` is (height, width); ``width``, ``height``, ``longest`` (pixels) and ``megapixels`` keep the proportions.
+    """
+
+    scale: float | None = None
+    size: Size | None = None
+    width: int | None = None
+    height: int | None = None
+    longest: int | None = None
+    megapixels: float | None = None
+
+    def resolve(self, image: Size) -> Size:
+        """The output size for an image, or for a window of it, of size (height, width). At least 1 a side.
+
+        Raises UsageError for a value that is not positive and finite, or when not exactly one is given.
+        """
+        given = {name: value for name, value in self._asdict().items() if value is not None}
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise UsageError(f"how large shall it be? give exactly one of {', '.join(self._fields)}; got {got}")
+        for name, value in given.items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(math.isfinite(number) and number > 0 for number in numbers):
+                raise UsageError(f"{name} must be a number above 0, not {value}")
+        height, width = image
+        if self.size is not None:
+            return self.size
+        if self.scale is not None:
+            return output_size(image, self.scale)
+        if self.width is not None:
+            return output_size((height, 1), self.width / width)[0], self.width
+        if self.height is not None:
+            return self.height, output_size((width, 1), self.height / height)[0]
+        if self.longest is not None:
+            return output_size(image, self.longest / max(image))
+        assert self.megapixels is not None
+        return output_size(image, math.sqrt(self.megapixels * 1e6 / (height * width)))
+
+    @property
+    def label(self) -> str | None:
+        """How the file name tells the size, ``x2.7``; None where it is told in pixels."""
+        return None if self.scale is None else f"x{self.scale:g}"
+
+
+def load(
+    model: str | Path = "default", *, device: str = "auto", precision: str = "auto", memory: str | int | None = None
+) -> Upscaler:
+    """Load a model, by its name in the registry or by the path of a checkpoint or of a training run's folder.
+
+    Args:
+        model: "default" is the bundled one.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+        precision: "auto" (half precision where the device computes in it faster), "float32", "bfloat16", "float16".
+        memory: the most that working with a picture may take, in bytes or as "4G"; by default a share of what is free.
+
+    Raises ModelError for the model, UsageError for the rest.
+    """
+    chosen = choose_device(device)
+    dtype = choose_precision(precision, chosen)
+    limit = parse_memory(memory) if memory is not None else None
+    path = weights.resolve(str(model))
+    return Upscaler(checkpoint.load(path), path, chosen, dtype, limit)
+
+
+class Upscaler:
+    """A model on a device. Pictures may be given as PIL images, numpy arrays or ``images.Picture``; each kind comes
+    back."""
+
+    def __init__(
+        self, model: Any, source: Path, device: torch.device, dtype: torch.dtype, memory_bytes: int | None = None
+    ) -> None:
+        self.source = source
+        self.memory_bytes = memory_bytes
+        self._engine = Engine(model, device, dtype, memory_bytes or 0)
+
+    @property
+    def device(self) -> torch.device:
+        return self._engine.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._engine.dtype
+
+    def upscale(
+        self,
+        image: Any,
+        scale: float | None = None,
+        *,
+        size: Size | None = None,
+        box: tuple[float, float, float, float] | None = None,
+    ) -> Any:
+        """Paint an image larger.
+
+        Args:
+            image: PIL image, or numpy (H, W) or (H, W, C) with C of 1 to 4, uint8, uint16 or float in [0, 1].
+            scale: factor, any positive number; or
+            size: (height, width) of the output.
+            box: (top, left, bottom, right), the window to paint, in pixels of the image.
+
+        Returns what was given: a PIL image for a PIL image, an array of the same type and number of channels for an
+        array.
+        """
+        return self.encode(image).render(scale, size=size, box=box)
+
+    def encode(self, image: Any) -> PictureField:
+        """Encode an image once, to paint from it as often as wanted."""
+        return PictureField(self, image)
+
+    def working_bytes(self) -> int:
+        """What the engine may use now: the limit given, or a share of what is free on the device."""
+        if self.memory_bytes is not None:
+            return self.memory_bytes
+        return min(MOST_BYTES, int(free_bytes(self.device) * FREE_SHARE))
+
+    def open(self, picture: Picture, budget_bytes: int | None = None) -> OpenPicture:
+        """Get a picture ready to be painted from within a budget."""
+        self._engine.budget_bytes = self.working_bytes() if budget_bytes is None else budget_bytes
+        return OpenPicture(self._engine, picture)
+
+
+class OpenPicture:
+    """A picture whose layers (colour, and alpha where it varies) are ready to be painted."""
+
+    def __init__(self, engine: Engine, picture: Picture) -> None:
+        self.picture = picture
+        self._layers = [engine.open(layer) for layer in layers(picture)]
+
+    def bands(self, size: Size, box: Box | None = None) -> Generator[np.ndarray, None, None]:
+        """Yield the rows of the output, (h, W, C) in the picture's own type, top to bottom."""
+        streams = [layer.bands(size, box) for layer in self._layers]
+        if len(streams) == 1:
+            for band in streams[0]:
+                yield compose(self.picture, [band])
+            return
+        # Both are painted by the same plan, yet nothing here relies on that: rows are handed out as far as both have
+        # come.
+        with closing(streams[0]), closing(streams[1]):
+            held = [np.empty((0, size[1], 3), np.float32) for _ in streams]
+            done = 0
+            while done < size[0]:
+                for number, stream in enumerate(streams):
+                    if not len(held[number]):
+                        held[number] = next(stream)
+                rows = min(len(band) for band in held)
+                yield compose(self.picture, [band[:rows] for band in held])
+                held = [band[rows:] for band in held]
+                done += rows
+
+
+class PictureField:
+    """An encoded image: paint any window of it at any size."""
+
+    def __init__(self, upscaler: Upscaler, image: Any) -> None:
+        self._picture, self._restore = _as_picture(image)
+        self._open = upscaler.open(self._picture)
+
+    def render(
+        self,
+        scale: float | None = None,
+        *,
+        size: Size | None = None,
+        box: tuple[float, float, float, float] | None = None,
+    ) -> Any:
+        """Paint ``box`` (top, left, bottom, right; all of the image by default) at ``size`` or enlarged by
+        ``scale``."""
+        window = Box(*box) if box is not None else None
+        target = Sizing(scale=scale, size=size).resolve(box_size(self._picture.size, window))
+        return self._restore(np.concatenate(list(self._open.bands(target, window))))
+
+
+def box_size(image: Size, box: Box | None) -> Size:
+    """Pixels that a window spans, rounded, at least 1 a side."""
+    window = box or whole(image)
+    return max(1, round(window.bottom - window.top)), max(1, round(window.right - window.left))
+
+
+def _as_picture(image: Any) -> tuple[Picture, Callable[[np.ndarray], Any]]:
+    if isinstance(image, Picture):
+        return image, lambda pixels: pixels
+    if isinstance(image, Image.Image):
+        picture = from_pil(image)
+        return picture, lambda pixels: to_pil(pixels, picture)
+    if isinstance(image, np.ndarray):
+        return from_array(image), lambda pixels: to_array(pixels, image)
+    raise UsageError(f"cannot upscale a {type(image).__name__}: give a PIL image or a numpy array")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device a name stands for. Raises UsageError for one that is unknown or not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type)
+    if count is None:
+        raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps")
+    if (device.index or 0) >= count:
+        raise UsageError(f"there is no device {name!r} here: use --device cpu, or auto")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type computed in. Raises UsageError for an unknown one."""
+    if name in PRECISIONS:
+        return PRECISIONS[name]
+    if name != "auto":
+        raise UsageError(f"unknown precision {name!r}: use auto, {', '.join(PRECISIONS)}")
+    if device.type == "cuda":
+        return torch.float16
+    # Without instructions for it bfloat16 is emulated, which is slower than float32 and loses digits for nothing.
+    return torch.bfloat16 if device.type == "cpu" and _has_bfloat16() else torch.float32
+
+
+def _has_bfloat16() -> bool:
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(probe() for probe in probes if probe is not None)
+
+
+def parse_memory(text: str | int) -> int:
+    """Bytes of "4G", "1.5 GiB", "800M" or a plain number; units are powers of 1024. Raises UsageError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"memory {text!r}: write it as 4G, 1.5G or 800M")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device, within the limit of a container where there is one."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+    except OSError:
+        return free
+    return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
+
+
+def process_bytes() -> int:
+    """What this process holds in memory now."""
+    return int(psutil.Process(os.getpid()).memory_info().rss)
+
+
+def within_process(memory_bytes: int) -> int:
+    """What is left of a limit on the whole process, after what it holds already.
+
+    Raises MemoryBudgetError where nothing is.
+    """
+    left = memory_bytes - process_bytes()
+    if left <= 0:
+        raise MemoryBudgetError(
+            f"--memory allows {memory_bytes // MIB} MiB, and {process_bytes() // MIB} MiB are in use before any work;"
+            " raise it"
+        )
+    return left

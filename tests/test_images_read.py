@@ -19,6 +19,7 @@ from liif_cli.errors import InputError
 from liif_cli.images import Picture, from_array, from_pil, read, to_array, to_pil, write
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 ORIENTATION, EXIF_DIRECTORY = 0x0112, 0x8769
 
@@ -141,6 +142,24 @@ def test_profile_and_metadata_are_carried(format: str) -> None:
     assert exif.get_ifd(0x8825)[1] == "N"
     if format not in ("PNG", "TIFF"):
         assert picture.xmp == XMP.replace(b'"6"', b'"1"')
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_profile_of_megabytes_is_read_from_png_too(dtype: Any) -> None:
+    padded = SRGB + np.random.default_rng(0).bytes(1_500_000 - len(SRGB) % 4)
+    long = struct.pack(">I", len(padded)) + padded[4:]  # a profile begins with its length
+    pixels = corners().astype(dtype)
+    picture = read(png(pixels, chunk(b"iCCP", b"name\0\0" + zlib.compress(long)) + chunk(b"eXIf", exif_block(6)[6:])))
+    assert picture.icc is not None
+    assert len(picture.icc) == len(long)
+    assert picture.size == (40, 24)
+    assert np.array_equal(picture.pixels, np.rot90(pixels, -1))
+
+
+def test_a_telephone_s_double_picture_is_a_jpeg() -> None:
+    first, second = Image.fromarray(corners()), Image.fromarray(NOISE)
+    picture = read(encode(first, "MPO", save_all=True, append_images=[second]))
+    assert (picture.format, picture.size, picture.lossless) == ("JPEG", (24, 40), False)
 
 
 def test_xmp_alone_turns_a_picture() -> None:
@@ -294,9 +313,6 @@ def float_tiff() -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, np.zeros((4, 4), np.float32))
     return buffer.getvalue()
-
-
-NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(

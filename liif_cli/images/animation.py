@@ -15,7 +15,16 @@ from liif_cli.images.gif import save_gif
 from liif_cli.images.picture import Array, Picture
 from liif_cli.images.pillow import picture_of
 from liif_cli.images.quiet import quiet
-from liif_cli.images.read import DEFAULT_MAX_PIXELS, Source, check_pixels, decoding, is_tiff, opened, recognise
+from liif_cli.images.read import (
+    DEFAULT_MAX_PIXELS,
+    Source,
+    check_pixels,
+    decoding,
+    is_lossless_webp,
+    is_tiff,
+    opened,
+    recognise,
+)
 from liif_cli.images.write import PNG_LEVEL, WEBP_QUALITY
 
 # What browsers show a frame for that says 0 or 10 ms: older files mean "as fast as possible", which nobody wants to
@@ -61,6 +70,8 @@ def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXEL
                 image.load()
                 durations.append(_duration_ms(image.info.get("duration")))
                 frames.append(picture_of(image, file.name, str(image.format), 1))
+            lossless = image.format != "WEBP" or is_lossless_webp(file.stream)
+            frames = [replace(frame, lossless=lossless) for frame in frames]
             return Animation(_alike(frames), tuple(durations), image.info.get("loop"), str(image.format))
 
 

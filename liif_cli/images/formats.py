@@ -29,7 +29,6 @@ class Format:
     deep: bool
     streams: bool
     share: float
-    lossy: bool = False
     largest_px: int | None = None
     segment_bytes: int | None = None
 
@@ -48,10 +47,9 @@ FORMATS = (
         deep=False,
         streams=True,
         share=0.03,
-        lossy=True,
         segment_bytes=65_533,
     ),
-    Format("WebP", (".webp",), 16_383, alpha=True, deep=False, streams=False, share=0.02, lossy=True),
+    Format("WebP", (".webp",), 16_383, alpha=True, deep=False, streams=False, share=0.02),
     Format("TIFF", (".tif", ".tiff"), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.25),
     # The format holds 65,535 a side, but readers stop at these limits of libavif.
     Format(
@@ -62,7 +60,6 @@ FORMATS = (
         deep=False,
         streams=False,
         share=0.01,
-        lossy=True,
         largest_px=1 << 28,
     ),
     Format("GIF", (".gif",), 65_535, alpha=True, deep=False, streams=False, share=0.05),

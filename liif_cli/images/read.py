@@ -86,14 +86,24 @@ def read(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Pict
     with opened(source) as file, quiet():
         if is_tiff(file):
             return _read_tiff(file, max_pixels)
-        with recognise(file) as image:
-            check_pixels(file.name, image.size[0] * image.size[1], max_pixels)
-            with decoding(file.name):
-                image.load()
-                if image.format == "PNG" and file.head(25)[24] == 16:  # the depth in the header chunk
-                    return _read_deep_png(file, image)
-                picture = picture_of(image, file.name, image.format or "PNG")
-        return _lossless_webp(picture, file)
+        try:
+            return _read_by_pillow(file, max_pixels)
+        except InputError as error:
+            if "MAX_TEXT_" in str(error.__cause__):
+                return _read_heavy_png(file, max_pixels)
+            raise
+
+
+def _read_by_pillow(file: Opened, max_pixels: int | None) -> Picture:
+    with recognise(file) as image:
+        check_pixels(file.name, image.size[0] * image.size[1], max_pixels)
+        with decoding(file.name):
+            image.load()
+            if image.format == "PNG" and file.head(25)[24] == 16:  # the depth in the header chunk
+                return _read_deep_png(file, image)
+            # Telephones put a second picture behind the first and call it MPO; the first is plain JPEG.
+            name = "JPEG" if image.format == "MPO" else str(image.format)
+            return _lossless_webp(picture_of(image, file.name, name), file)
 
 
 @contextlib.contextmanager
@@ -200,14 +210,30 @@ def _read_deep_png(file: Opened, image: Image.Image) -> Picture:
     """Read the pixels of a 16-bit PNG file; `image`, loaded, knows the metadata, which may lie behind them."""
     with decoding(file.name):
         pixels = _vips_array(file.vips_image())
-    exif, xmp = raw_exif(image), raw_xmp(image.info)
+    info: dict[Any, Any] = dict(image.info)
+    info["exif"] = raw_exif(image)
+    return _png(pixels, info)
+
+
+def _read_heavy_png(file: Opened, max_pixels: int | None) -> Picture:
+    """Read a PNG file with a profile or text too long for Pillow, which takes more than 1 MB for an attack."""
+    with decoding(file.name):
+        image = file.vips_image()
+        check_pixels(file.name, image.width * image.height, max_pixels)
+        fields = {"icc_profile": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data"}
+        info = {name: bytes(image.get(field)) for name, field in fields.items() if image.get_typeof(field)}
+        return _png(_vips_array(image), info)
+
+
+def _png(pixels: Array, info: dict[Any, Any]) -> Picture:
+    exif, xmp = info.get("exif"), raw_xmp(info)
     return Picture(
         pixels=turned(pixels, metadata.orientation(exif, xmp)),
-        icc=matching_profile(image.info.get("icc_profile"), pixels),
+        icc=matching_profile(info.get("icc_profile"), pixels),
         exif=metadata.upright_exif(exif),
         xmp=metadata.upright_xmp(xmp),
         format="PNG",
-        dpi=dpi_of(image.info),
+        dpi=dpi_of(info),
     )
 
 
@@ -268,8 +294,19 @@ def _vips_array(image: Any) -> Array:
 
 
 def _lossless_webp(picture: Picture, file: Opened) -> Picture:
-    if picture.format != "WEBP":
-        return picture
-    head = file.head(4096)
-    # A VP8L bitstream: the first chunk of a simple file, or one of the chunks of an extended one.
-    return replace(picture, lossless=b"VP8L" in head and b"VP8 " not in head)
+    return replace(picture, lossless=is_lossless_webp(file.stream)) if picture.format == "WEBP" else picture
+
+
+def is_lossless_webp(stream: BinaryIO) -> bool:
+    """Whether the first bitstream is VP8L; it may lie behind a profile, or inside the first frame of an animation."""
+    at = 12  # behind RIFF, length, WEBP
+    while True:
+        stream.seek(at)
+        head = stream.read(8)
+        if len(head) < 8 or head[:4] == b"VP8 ":
+            return False
+        if head[:4] == b"VP8L":
+            return True
+        # A frame holds 16 bytes of its own, then chunks; chunks are padded to even lengths.
+        length = int.from_bytes(head[4:], "little")
+        at += 24 if head[:4] == b"ANMF" else 8 + length + length % 2

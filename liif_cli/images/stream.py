@@ -9,6 +9,7 @@ the error and end the stream, libvips fails because the picture is cut short, an
 """
 
 import contextlib
+import errno
 import os
 import queue
 import shutil
@@ -29,7 +30,7 @@ from liif_cli.images.bands import Bands
 from liif_cli.images.formats import PNG_XMP_HEADER, XMP_HEADER, check_tiles_folder, tiles_folder
 from liif_cli.images.metadata import PREFIX
 from liif_cli.images.picture import Array, Picture
-from liif_cli.images.quiet import quiet, vips
+from liif_cli.images.quiet import vips
 from liif_cli.images.tiff import graft_exif
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -74,11 +75,18 @@ class Stream:
         except (ImportError, OSError) as error:
             raise OutputError(f"{self._final}: needs libvips; install it with: pip install 'pyvips[binary]'") from error
         self._thread.start()
+        try:
+            self._put_header()
+        except BaseException:  # Ctrl-C just here: without a block there would be no exit
+            self._stop()
+            raise
+        return self
+
+    def _put_header(self) -> None:
         header = (self._bands.width, self._bands.height, self._bands.dtype.itemsize * 8)
         colour = _PNG_COLOUR_TYPES[self._bands.channels]
         self._put(_PNG_START + png_chunk(b"IHDR", struct.pack(">IIBBBBB", *header, colour, 0, 0, 0)))
         self._put(png_chunk(b"IDAT", b"\x78\x01"))  # the start of a zlib stream
-        return self
 
     def write(self, rows: Array) -> None:
         """Append rows; returns as soon as they wait in the queue. See `Writer.write`."""
@@ -143,14 +151,13 @@ class Stream:
         error = self._error
         if error is None or isinstance(error, OutputError):
             raise error or OutputError(f"{self._final}: cannot be written: the compressor stopped")
-        raise cannot_write(self._final, error) from error
+        raise cannot_write(self._final, _system_error(error)) from error
 
     # From here on in the thread.
 
     def _run(self) -> None:
         try:
-            with quiet():
-                self._save()
+            self._save()
         except BaseException as error:
             # A first error in a callback is the cause, what libvips makes of it the consequence.
             self._error = self._error or error
@@ -200,6 +207,17 @@ class Stream:
         if carried.exif is not None:
             with self._temporary.open("r+b") as file:
                 graft_exif(file, carried.exif)
+
+
+def _system_error(error: BaseException) -> BaseException:
+    """Return what the system said, where libvips only passes on its words; else the last thing libvips said."""
+    if isinstance(error, OSError):
+        return error
+    words = str(error)
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if os.strerror(code) in words:
+            return OSError(code, os.strerror(code))
+    return OSError(0, words.strip().splitlines()[-1].strip() if words.strip() else type(error).__name__)
 
 
 class _Pieces:

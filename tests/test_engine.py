@@ -1,0 +1,185 @@
+"""Plans change how a picture is painted, never what is painted."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from liif_cli import engine as rooms
+from liif_cli.engine import Box, Engine, Plan
+from liif_cli.errors import InputError, MemoryBudgetError
+from liif_cli.models import build
+
+CPU = torch.device("cpu")
+AMPLE = 2**31
+MLP = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [16, 16]}}
+SMALL = {"n_resblocks": 1, "n_feats": 8, "no_upsampling": True}
+NETWORKS = {
+    "liif": {"name": "liif", "args": {"encoder_spec": {"name": "edsr", "args": SMALL}, "imnet_spec": MLP}},
+    "nearest": {
+        "name": "liif",
+        "args": {"encoder_spec": {"name": "edsr", "args": SMALL}, "imnet_spec": MLP, "local_ensemble": False},
+    },
+    "plain": {
+        "name": "liif",
+        "args": {"encoder_spec": {"name": "edsr", "args": SMALL}, "imnet_spec": MLP, "feat_unfold": False},
+    },
+    "metasr": {"name": "metasr", "args": {"encoder_spec": {"name": "edsr", "args": SMALL}}},
+    "single x2": {
+        "name": "liif",
+        "args": {"encoder_spec": {"name": "edsr", "args": {**SMALL, "no_upsampling": False}}},
+    },
+    "single x3": {
+        "name": "liif",
+        "args": {"encoder_spec": {"name": "edsr", "args": {**SMALL, "no_upsampling": False, "scale": 3}}},
+    },
+}
+
+
+def make(name, budget=AMPLE):
+    torch.manual_seed(5)
+    return Engine(build(NETWORKS[name]), CPU, torch.float32, budget)
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def paint(engine, image, size, box=None):
+    bands = list(engine.bands(image, size, box))
+    return np.concatenate(bands)
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Make every engine follow a given plan."""
+
+    def use(plan):
+        monkeypatch.setattr(rooms, "make_plan", lambda *args, **options: plan)
+
+    return use
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@settings(max_examples=12, deadline=None)
+@given(
+    image=st.tuples(st.integers(1, 33), st.integers(1, 33)),
+    grow=st.tuples(st.floats(1, 5), st.floats(1, 5)),
+    tile=st.integers(1, 20),
+    rows=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    hold=st.booleans(),
+)
+def test_tiled_equals_whole(name, image, grow, tile, rows, hold):
+    size = tuple(max(1, int(n * factor)) for n, factor in zip(image, grow, strict=True))
+    engine, pixels = make(name), picture(*image)
+    whole = paint(engine, pixels, size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rooms, "make_plan", lambda *args, **options: Plan(tile, rows[0], rows[1], hold))
+        patch.setattr(rooms, "TILE_COLUMNS", 7)
+        tiled = paint(engine, pixels, size)
+    assert whole.shape == tiled.shape == (*size, 3)
+    assert np.abs(whole - tiled).max() <= 1e-5
+
+
+def test_the_engine_paints_what_the_paper_says():
+    engine, pixels = make("liif"), picture(11, 14)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        expected = oracle.paint(engine.model, image, (31, 44)).numpy()
+    assert np.abs(paint(engine, pixels, (31, 44)) - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["liif", "metasr"])
+def test_a_window_is_a_part_of_the_whole(name):
+    engine, pixels = make(name), picture(20, 24)
+    whole = paint(engine, pixels, (60, 72))
+    part = paint(engine, pixels, (30, 36), Box(5, 8, 15, 20))
+    assert np.abs(whole[15:45, 24:60] - part).max() <= 1e-5
+
+
+def test_a_picture_is_encoded_once_for_many_windows(monkeypatch):
+    engine = make("liif")
+    encoded = engine.open(picture(16, 16))
+    calls = []
+    encode = engine.model.encode
+    monkeypatch.setattr(engine.model, "encode", lambda image: calls.append(1) or encode(image))
+    for top in range(4):
+        np.concatenate(list(encoded.bands((40, 40), Box(top, 0, top + 8, 8))))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["liif", "single x2"])
+def test_a_reduced_picture_does_not_alias(name):
+    # Stripes finer than the output can show must become their mean, not stripes of another width.
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, ::2] = 255
+    flat = paint(make(name), pixels, (16, 16))
+    middle = flat[4:-4, 4:-4]
+    assert middle.std(axis=(0, 1)).max() < 0.02
+
+
+@pytest.mark.parametrize("box", [Box(0, 0, 0, 5), Box(-1, 0, 5, 5), Box(5, 0, 2, 5), Box(0, 0, 5, 99)])
+def test_a_box_that_is_not_in_the_picture_is_refused(box):
+    with pytest.raises(InputError, match="inside the picture of 12x10"):
+        paint(make("liif"), picture(10, 12), (20, 20), box)
+
+
+def test_a_budget_too_small_is_refused_with_the_numbers():
+    with pytest.raises(MemoryBudgetError, match=r"at least \d+ MiB .* leaves 1 MiB.*--memory"):
+        paint(make("liif", 2**20), picture(10, 12), (20, 20))
+
+
+def test_out_of_memory_halves_the_plan_and_repeats_the_band(planned, monkeypatch):
+    engine, pixels = make("liif"), picture(30, 30)
+    expected = paint(engine, pixels, (90, 90))
+    encode, attempts = engine.model.encode, []
+
+    def short_of_memory(image):
+        attempts.append(image.shape[-2])
+        if image.shape[-2] > 25:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(image)
+
+    monkeypatch.setattr(engine.model, "encode", short_of_memory)
+    planned(Plan(tile_px=128, code_rows=64, band_rows=64, hold_features=True))
+    monkeypatch.setattr(rooms, "LEAST_TILE", 4)
+    assert np.abs(paint(engine, pixels, (90, 90)) - expected).max() <= 1e-5
+    assert max(attempts) > 25 >= min(attempts)
+
+
+def test_out_of_memory_at_the_smallest_plan_is_an_error(planned, monkeypatch):
+    engine = make("liif")
+    monkeypatch.setattr(engine.model, "encode", lambda image: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    planned(Plan(64, 8, 8, True))
+    with pytest.raises(MemoryBudgetError, match="out of memory on cpu with the smallest plan"):
+        paint(engine, picture(30, 30), (60, 60))
+
+
+def test_other_errors_of_the_device_are_not_taken_for_lack_of_memory(monkeypatch):
+    engine = make("liif")
+    monkeypatch.setattr(engine.model, "encode", lambda image: (_ for _ in ()).throw(RuntimeError("device lost")))
+    with pytest.raises(RuntimeError, match="device lost"):
+        paint(engine, picture(8, 8), (16, 16))
+
+
+def test_plans_fit_their_budgets_and_use_them():
+    engine = make("liif")
+    task = rooms.make_task(engine.model, (3000, 4000), (30000, 40000))
+    sizes = []
+    for budget in (2**26, 2**28, 2**30):
+        plan = rooms.make_plan(engine.model, torch.float32, task, budget, gpu=False, threads=2)
+        sizes.append(plan.tile_px * plan.code_rows)
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_gpu_paints_what_the_cpu_paints(name):
+    pixels = picture(40, 50)
+    expected = paint(make(name), pixels, (100, 130))
+    torch.manual_seed(5)
+    engine = Engine(build(NETWORKS[name]), torch.device("cuda"), torch.float32, AMPLE)
+    assert np.abs(paint(engine, pixels, (100, 130)) - expected).max() <= 1e-4

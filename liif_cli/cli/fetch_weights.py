@@ -19,20 +19,6 @@ if TYPE_CHECKING:
     from liif_cli.weights.download import Watcher
     from liif_cli.weights.fetch import Fetched
 
-EPILOG = """\
-[bold]Examples[/bold]
-
-  liif fetch-weights --list                             what there is, and what is here
-
-  liif fetch-weights rdn-liif                           download a model; then: liif upscale -m rdn-liif ...
-
-  liif fetch-weights --from old.pth --name mine         convert and register a model of your own
-
-  liif fetch-weights --from https://host/a.pth --name mine --sha256 4f1c...
-
-Without a connection: the message names the address and the place for the file; put it there and run the command again.
-"""
-
 
 def fetch_weights(
     names: Annotated[
@@ -90,8 +76,20 @@ def fetch_weights(
 ) -> None:
     """Download, convert and check models.
 
-    Every file is held against its checksum, read without running code from it, checked against its network and stored
-    as .safetensors. An interrupted download goes on where it stopped.
+    Every file is held against its checksum, read without running code from it,
+    checked against its network and stored as .safetensors. An interrupted
+    download goes on where it stopped. Without a connection, the message names
+    the address and the place for the file: put it there and run the command again.
+
+    [bold]What there is, and what is here:[/bold]
+      liif fetch-weights --list
+
+    [bold]Download a model and use it:[/bold]
+      liif fetch-weights rdn-liif
+      liif upscale photo.jpg --scale 2.7 -m rdn-liif
+
+    [bold]Convert and register one of your own:[/bold]
+      liif fetch-weights --from old.pth --name mine
     """
     from liif_cli.weights import cache_folder
 

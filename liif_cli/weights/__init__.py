@@ -34,10 +34,10 @@ def resolve(name_or_path: str) -> Path:
     if name_or_path in cached_names(folder):
         place = Place(folder, name_or_path)
         if record := read_record(place):
-            return check_size(place.model, record.bytes, f"register it again: liif fetch-weights --name {place.name}")
-    path = Path(name_or_path)
-    if name_or_path and path.exists():
-        return path
+            command = f"liif fetch-weights --from {record.source} --name {place.name}"
+            return check_size(place.model, record.bytes, f"register it again: {command}")
+    if name_or_path and os.path.exists(name_or_path):  # noqa: PTH110 - Path.exists raises on names that are too long
+        return Path(name_or_path)
     raise _unknown(name_or_path)
 
 

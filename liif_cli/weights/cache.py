@@ -85,14 +85,12 @@ def bundled_path(entry: Entry) -> Path:
 
 def read_record(place: Place) -> Record | None:
     """The record of a model that is there; None when it or its file is not. Raises ModelError for a damaged record."""
+    if not _is_there(place):
+        return None
     try:
         content = json.loads(place.record.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError) as error:
         raise ModelError(f"{place.record}: cannot be read ({error}); delete it and fetch {place.name} again") from None
-    if not place.model.is_file():
-        return None
     if not isinstance(content, dict):
         raise ModelError(f"{place.record}: not a record; delete it and fetch {place.name} again")
     record = typed(Record, content, str(place.record))
@@ -108,8 +106,12 @@ def write_record(place: Place, record: Record) -> None:
 
 
 def cached_names(folder: Path) -> list[str]:
-    """The names of the models a cache has records of, sorted."""
-    return sorted(path.stem for path in folder.glob("*.json") if is_name(path.stem))
+    """The names of the models in a cache, sorted."""
+    return sorted(path.stem for path in folder.glob("*.json") if _is_there(Place(folder, path.stem)))
+
+
+def _is_there(place: Place) -> bool:
+    return is_name(place.name) and place.record.is_file() and place.model.is_file()
 
 
 def sha256_of(path: Path) -> str:

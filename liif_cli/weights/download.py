@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
 from urllib3.exceptions import NewConnectionError
@@ -115,6 +115,12 @@ def forget(partial: Path) -> None:
     _note_path(partial).unlink(missing_ok=True)
 
 
+def without_password(url: str) -> str:
+    """An address as it may be written down."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
 class _Session(requests.Session):
     def get_redirect_target(self, resp: Any) -> Any:
         target = super().get_redirect_target(resp)
@@ -172,7 +178,7 @@ def _transfer(
     if offset:
         headers["Range"] = f"bytes={offset}-"
         note = _read_note(partial)
-        if note.get("url") == url and note.get("validator"):
+        if note.get("url") == without_password(url) and note.get("validator"):
             headers["If-Range"] = note["validator"]
     timeout = (patience.connect_s, patience.read_s)
     try:
@@ -271,7 +277,7 @@ def _resumable_bytes(url: str, wanted: Wanted, partial: Path) -> int:
     note = _read_note(partial)
     same_file = note.get("sha256") == wanted.sha256 and (wanted.bytes is None or size <= wanted.bytes)
     # Without a checksum only the server can tell that the rest belongs to what is here.
-    verifiable = wanted.sha256 is not None or (note.get("url") == url and bool(note.get("validator")))
+    verifiable = wanted.sha256 is not None or (note.get("url") == without_password(url) and bool(note.get("validator")))
     if size and same_file and verifiable:
         return size
     forget(partial)
@@ -294,7 +300,7 @@ def _write_note(partial: Path, url: str, wanted: Wanted, response: requests.Resp
     etag = response.headers.get("ETag", "")
     # If-Range takes no weak validator (RFC 9110, section 13.1.5).
     validator = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-    note = {"url": url, "sha256": wanted.sha256, "validator": validator}
+    note = {"url": without_password(url), "sha256": wanted.sha256, "validator": validator}
     _note_path(partial).write_text(json.dumps(note), encoding="utf-8")
 
 

@@ -129,8 +129,9 @@ def register(
             try:
                 download.download(download.Wanted((source,), sha256), place.partial, watcher)
             except ModelError as error:
-                raise ModelError(f"{source}: not fetched: {error}") from None
-            return _store_download(place, source, _own_sha256(place.partial), {"name": name, "source": source})
+                raise ModelError(f"{download.without_password(source)}: not fetched: {error}") from None
+            facts = {"name": name, "source": download.without_password(source)}
+            return _store_download(place, source, _own_sha256(place.partial), facts)
         path = _local_file(Path(source).absolute())
         found = _own_sha256(path)
         if sha256 is not None and found != sha256:
@@ -234,8 +235,10 @@ def _already_there(place: Place, source: str | None = None, sha256: str | None =
     if record is None or place.model.stat().st_size != record.bytes:
         return None
     if source is not None:
-        same = record.source_sha256 == sha256 if sha256 is not None else record.source == source
-        if not same:
+        known, given = (
+            (record.source, download.without_password(source)) if sha256 is None else (record.source_sha256, sha256)
+        )
+        if known != given:
             raise OutputError(
                 f"{place.name}: is another model already, from {record.source}; add --overwrite to replace it,"
                 " or choose another --name"
@@ -255,6 +258,7 @@ def _store_local(path: Path, place: Place, entry: Entry, watcher: download.Watch
 
 def _store_download(place: Place, url: str, sha256: str, facts: dict[str, Any]) -> Fetched:
     """Convert the finished download; whether or not it is a model, it is not kept."""
+    url = download.without_password(url)
     try:
         return _store(place.partial, place, url, sha256, facts, "downloaded")
     except ModelError as error:

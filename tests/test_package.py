@@ -60,6 +60,11 @@ def run(python: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
+def test_the_guard_against_the_network_guards(python: Path, tmp_path: Path) -> None:
+    ran = run(python, tmp_path, "-c", "import socket; socket.create_connection(('127.0.0.1', 9))")
+    assert (ran.returncode, ran.stderr) == (1, "this needs no network\n")
+
+
 def test_the_wheel_carries_the_models_and_nothing_of_the_tests(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

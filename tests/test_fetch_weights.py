@@ -493,6 +493,34 @@ def test_what_fits_the_checksum_but_is_no_model_is_not_kept(server: Server, cach
     assert names(cache) == []
 
 
+def test_a_finished_download_outlives_a_full_disk(
+    server: Server, cache: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OutputError("the disk is full")
+
+    known = entry(server.url("/a", whole(TINY_BYTES)))
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write", full)
+        with pytest.raises(OutputError):
+            fetch.fetch(known, cache, told)
+    assert names(cache) == ["tiny.part", "tiny.part.json"]
+    assert fetch.fetch(known, cache, told).status == "downloaded"
+    assert len(server.asked) == 1
+
+
+def test_an_address_of_ones_own_is_told_its_checksum(
+    server: Server, cache: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_check_url", lambda *_: None)  # the server here speaks no https
+    url = server.url("/a", whole(TINY_BYTES))
+    fetch.register(url, "mine", cache, told)
+    assert told.notes == [f"mine: nothing to hold it against; what came has --sha256 {TINY_SHA256}"]
+    assert fetch.register(url, "mine", cache, told).status == "already there"
+    with pytest.raises(OutputError, match="another model already"):
+        fetch.register(url + "?v=2", "mine", cache, told)
+
+
 def test_tensors_of_another_network_are_refused(tmp_path: Path, cache: Path, told: Told) -> None:
     content = torch.load(TINY, weights_only=True)
     content["model"]["sd"].popitem()

@@ -94,7 +94,8 @@ def fetch(
         except ModelError as error:
             doubt = _doubt(entry) if isinstance(error, download.MismatchError) else ""
             raise ModelError(
-                f"{entry.name}: not fetched: {error}{doubt}; by other means: put {urls[0]} at {dropped} and run"
+                f"{entry.name}: not fetched: {error}{doubt}; by other means: put {download.without_password(urls[0])} at"
+                f" {dropped} and run"
                 f" liif fetch-weights {entry.name}"
             ) from None
         _confirm(entry, watcher)
@@ -130,8 +131,11 @@ def register(
                 download.download(download.Wanted((source,), sha256), place.partial, watcher)
             except ModelError as error:
                 raise ModelError(f"{download.without_password(source)}: not fetched: {error}") from None
+            found = _own_sha256(place.partial)
+            if sha256 is None:
+                watcher.note(f"{name}: nothing to hold it against; what came has --sha256 {found}")
             facts = {"name": name, "source": download.without_password(source)}
-            return _store_download(place, source, _own_sha256(place.partial), facts)
+            return _store_download(place, source, found, facts)
         path = _local_file(Path(source).absolute())
         found = _own_sha256(path)
         if sha256 is not None and found != sha256:
@@ -257,14 +261,15 @@ def _store_local(path: Path, place: Place, entry: Entry, watcher: download.Watch
 
 
 def _store_download(place: Place, url: str, sha256: str, facts: dict[str, Any]) -> Fetched:
-    """Convert the finished download; whether or not it is a model, it is not kept."""
+    """Convert the finished download. It is kept only where another attempt could still succeed with it."""
     url = download.without_password(url)
     try:
-        return _store(place.partial, place, url, sha256, facts, "downloaded")
+        fetched = _store(place.partial, place, url, sha256, facts, "downloaded")
     except ModelError as error:
-        raise ModelError(str(error).replace(str(place.partial), url)) from None
-    finally:
         download.forget(place.partial)
+        raise ModelError(str(error).replace(str(place.partial), url)) from None
+    download.forget(place.partial)
+    return fetched
 
 
 def _store(path: Path, place: Place, source: str, sha256: str, facts: dict[str, Any], status: str) -> Fetched:

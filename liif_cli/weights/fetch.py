@@ -94,9 +94,8 @@ def fetch(
         except ModelError as error:
             doubt = _doubt(entry) if isinstance(error, download.MismatchError) else ""
             raise ModelError(
-                f"{entry.name}: not fetched: {error}{doubt}; by other means: put {download.without_password(urls[0])} at"
-                f" {dropped} and run"
-                f" liif fetch-weights {entry.name}"
+                f"{entry.name}: not fetched: {error}{doubt}; by other means: put"
+                f" {download.without_password(urls[0])} at {dropped} and run liif fetch-weights {entry.name}"
             ) from None
         _confirm(entry, watcher)
         return _store_download(place, url, entry.file.sha256, _facts(entry))

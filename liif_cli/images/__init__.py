@@ -3,10 +3,11 @@
 The only place of file formats and of rounding. Sizes are (height, width), arrays (height, width, channels).
 """
 
-from liif_cli.images.animation import Animation, read_animation, write_animation
+from liif_cli.images.animation import MOVING, Animation, check_animation, read_animation, write_animation
 from liif_cli.images.arrays import from_array, to_array
 from liif_cli.images.compose import compose, layers
 from liif_cli.images.formats import FORMATS, Format, check_output, format_of
+from liif_cli.images.header import Header, read_header
 from liif_cli.images.picture import Picture
 from liif_cli.images.pillow import from_pil, to_pil
 from liif_cli.images.read import DEFAULT_MAX_PIXELS, EXTENSIONS, read
@@ -16,10 +17,13 @@ __all__ = [
     "DEFAULT_MAX_PIXELS",
     "EXTENSIONS",
     "FORMATS",
+    "MOVING",
     "Animation",
     "Format",
+    "Header",
     "Picture",
     "Writer",
+    "check_animation",
     "check_output",
     "compose",
     "format_of",
@@ -29,6 +33,7 @@ __all__ = [
     "open_writer",
     "read",
     "read_animation",
+    "read_header",
     "to_array",
     "to_pil",
     "write",

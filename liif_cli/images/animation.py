@@ -10,7 +10,7 @@ from PIL import Image
 
 from liif_cli.errors import InputError, OutputError
 from liif_cli.files import atomic_path, cannot_write
-from liif_cli.images.formats import check_output, format_of
+from liif_cli.images.formats import Format, check_output, format_of
 from liif_cli.images.gif import save_gif
 from liif_cli.images.picture import Array, Picture
 from liif_cli.images.pillow import picture_of
@@ -31,6 +31,9 @@ from liif_cli.images.write import PNG_LEVEL, WEBP_QUALITY
 # see.
 _SHORTEST_MS = 20
 _DEFAULT_MS = 100
+
+MOVING = ("GIF", "WebP", "PNG")
+"""The formats that hold animations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,28 @@ def _as_colour(frame: Picture, alpha: bool) -> Array:
     return np.concatenate([colour, opaque[..., None]], axis=2)
 
 
+def check_animation(
+    path: Path,
+    size: tuple[int, int],
+    like: Picture,
+    *,
+    format: str | None = None,
+    overwrite: bool = False,
+) -> Format:
+    """Ask, before any work, whether `path` can become an animation of `size` whose frames are like `like`.
+
+    Returns the format; raises what `write_animation` would.
+    """
+    known = format_of(path, format)
+    if known.name not in MOVING:
+        raise OutputError(f"{path}: {known.name} cannot hold an animation; use .gif, .webp or .png")
+    if like.pixels.dtype != np.uint8:
+        raise OutputError(f"{path}: animations hold 8 bits a channel only; convert the frames first")
+    # GIF rounds partial transparency here: a moving picture of that kind is nearly always one already.
+    asked = replace(like, pixels=like.colour) if known.name == "GIF" else like
+    return check_output(path, size, asked, format=format, overwrite=overwrite)
+
+
 def write_animation(
     path: Path,
     animation: Animation,
@@ -109,15 +134,10 @@ def write_animation(
     WebP is lossless where `quality` is None and the source was not a lossy WebP. Raises OutputError for a format that
     does not move, for 16-bit frames, and as `open_writer` does; UsageError for an unknown format.
     """
-    known = format_of(path, format)
-    if known.name not in ("GIF", "WebP", "PNG"):
-        raise OutputError(f"{path}: {known.name} cannot hold an animation; use .gif, .webp or .png")
-    # GIF rounds partial transparency here: a moving picture of that kind is nearly always one already.
     like = animation.frames[0]
-    if any(frame.pixels.dtype != np.uint8 for frame in animation.frames):
-        raise OutputError(f"{path}: animations hold 8 bits a channel only; convert the frames first")
-    asked = replace(like, pixels=like.colour) if known.name == "GIF" else like
-    check_output(path, like.size, asked, format=format, overwrite=overwrite)
+    if any(frame.pixels.dtype != like.pixels.dtype for frame in animation.frames):
+        raise OutputError(f"{path}: the frames differ in depth; convert them first")
+    known = check_animation(path, like.size, like, format=format, overwrite=overwrite)
     with atomic_path(path, overwrite=overwrite) as temporary:
         try:
             with quiet(), temporary.open("w+b") as file:

@@ -1,0 +1,87 @@
+"""What a picture file says of itself, without decoding its pixels."""
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from liif_cli.images import metadata
+from liif_cli.images.picture import Picture
+from liif_cli.images.pillow import raw_exif, raw_xmp
+from liif_cli.images.quiet import quiet
+from liif_cli.images.read import DEFAULT_MAX_PIXELS, Opened, Source, check_pixels, decoding, is_tiff, opened, recognise
+from liif_cli.images.tiff import metadata_of
+
+_ANIMATED = ("GIF", "WEBP", "PNG")
+_DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_CMYK_AND_LAB = ("CMYK", "LAB")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the picture will be once it is read: `size` (height, width) upright, `channels` and `depth` as in `Picture`.
+
+    `frames` is more than 1 for what `read_animation` takes. `format` is in Pillow's words.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    depth: int
+    format: str
+    frames: int = 1
+
+    @property
+    def bytes(self) -> int:
+        """What the pixels of all frames will take in memory."""
+        return self.size[0] * self.size[1] * self.channels * (self.depth // 8) * self.frames
+
+    def blank(self) -> Picture:
+        """Return a picture of this kind that takes no memory, to ask `check_output` about; alpha is 0 everywhere."""
+        black = np.uint16(0) if self.depth == 16 else np.uint8(0)
+        return Picture(np.broadcast_to(black, (*self.size, self.channels)), format=self.format)
+
+
+def read_header(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Header:
+    """Return what a picture file says of itself. Its pixels may turn out to be damaged all the same.
+
+    Raises InputError as `read` does for what is no picture, or larger than `max_pixels`.
+    """
+    with opened(source) as file, quiet():
+        with decoding(file.name):
+            header = _of_tiff(file) if is_tiff(file) else _by_pillow(file)
+        check_pixels(file.name, header.size[0] * header.size[1] * header.frames, max_pixels)
+        return header
+
+
+def _by_pillow(file: Opened) -> Header:
+    with recognise(file) as image:
+        kind = str(image.format)
+        frames = int(getattr(image, "n_frames", 1)) if kind in _ANIMATED else 1
+        # The still picture of an APNG file is not part of the animation.
+        frames = max(1, frames - bool(image.info.get("default_image")))
+        height, width = image.size[::-1]
+        if frames == 1 and metadata.orientation(raw_exif(image), raw_xmp(image.info)) >= 5:
+            height, width = width, height
+        deep = image.mode in _DEEP_MODES or (kind == "PNG" and file.head(25)[24] == 16)
+        return Header((height, width), _channels(image), 16 if deep else 8, "JPEG" if kind == "MPO" else kind, frames)
+
+
+def _channels(image: Image.Image) -> int:
+    if image.mode in _CMYK_AND_LAB:
+        return 3
+    grey = image.mode in ("1", "L", "LA", "La", *_DEEP_MODES)
+    return (1 if grey else 3) + bool(image.has_transparency_data)
+
+
+def _of_tiff(file: Opened) -> Header:
+    image = file.vips_image()
+    try:
+        info = metadata_of(file.stream)
+    except (struct.error, ValueError, OSError, OverflowError):
+        info = {}
+    height, width = image.height, image.width
+    if 5 <= info.get("orientation", 1) <= 8:
+        height, width = width, height
+    channels = 3 if image.interpretation in ("cmyk", "lab", "labs", "labq", "xyz") else min(image.bands, 4)
+    return Header((height, width), channels, 16 if image.format == "ushort" else 8, "TIFF")

@@ -16,6 +16,8 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -94,7 +96,12 @@ def top_left_corner(position: Tensor, cell: Tensor | float, count: int) -> Corne
     return Corners(index.long()[None], (edge - index)[None], torch.ones_like(edge)[None])
 
 
-def output_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """The size a picture of ``size`` has after scaling: ``floor(n * scale + 0.5)`` a side, at least 1."""
-    height, width = (max(1, int(n * scale + 0.5)) for n in size)
+def output_size(size: tuple[int, int], scale: float | Fraction) -> tuple[int, int]:
+    """The size a picture of ``size`` has after scaling: ``floor(n * scale + 1/2)`` a side, at least 1.
+
+    Computed exactly, a float standing for the decimal number it is written as: 100 pixels times 1.005 are 100.5 and so
+    101, though the float is a little below.
+    """
+    exact = scale if isinstance(scale, Fraction) else Fraction(repr(float(scale)))
+    height, width = (max(1, math.floor(n * exact + Fraction(1, 2))) for n in size)
     return height, width

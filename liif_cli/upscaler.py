@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Generator
 from contextlib import closing
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ class Sizing(NamedTuple):
             raise UsageError(f"how large shall it be? give exactly one of {', '.join(self._fields)}; got {got}")
         for name, value in given.items():
             numbers = value if isinstance(value, tuple) else (value,)
-            if not all(math.isfinite(number) and number > 0 for number in numbers):
+            if not all(0 < number < math.inf for number in numbers):
                 raise UsageError(f"{name} must be a number above 0, not {value}")
         height, width = image
         if self.size is not None:
@@ -65,11 +66,11 @@ class Sizing(NamedTuple):
         if self.scale is not None:
             return output_size(image, self.scale)
         if self.width is not None:
-            return output_size((height, 1), self.width / width)[0], self.width
+            return output_size((height, 1), Fraction(self.width, width))[0], self.width
         if self.height is not None:
-            return self.height, output_size((width, 1), self.height / height)[0]
+            return self.height, output_size((width, 1), Fraction(self.height, height))[0]
         if self.longest is not None:
-            return output_size(image, self.longest / max(image))
+            return output_size(image, Fraction(self.longest, max(image)))
         assert self.megapixels is not None
         return output_size(image, math.sqrt(self.megapixels * 1e6 / (height * width)))
 

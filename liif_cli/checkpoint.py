@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from liif_cli.errors import ModelError
@@ -50,10 +51,11 @@ def read(path: Path) -> Checkpoint:
             start = file.read(16)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+    # safetensors first: the length of its header may begin with any byte, that of a pickle too.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
+        return _read_safetensors(path)
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return _read_official(path)
-    if start[8:9] == b"{":
-        return _read_safetensors(path)
     raise ModelError(f"{path}: not a checkpoint; expected .safetensors written by liif or an official .pth")
 
 
@@ -68,7 +70,9 @@ def write(path: Path, checkpoint: Checkpoint, *, half: bool = False, overwrite: 
         for name, tensor in checkpoint.tensors.items()
     }
     with atomic_path(Path(path), overwrite=overwrite) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        # Written through the file that is there: safetensors' own writer would put one in its place that only its owner
+        # reads.
+        temporary.write_bytes(save(tensors, metadata=header))
 
 
 def load(path: Path) -> Model:
@@ -102,7 +106,9 @@ def restore(checkpoint: Checkpoint, source: str) -> Model:
 
 def _read_official(path: Path) -> Checkpoint:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what cannot be read is an error
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error)
         if "nsupported" in reason or "not an allowed global" in reason or "weights_only" in reason.lower():

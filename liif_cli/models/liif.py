@@ -29,9 +29,9 @@ from liif_cli.models.base import Field, Model, Window, whole_window
 from liif_cli.models.encoders.layers import Encoder
 from liif_cli.models.mlp import MLP
 
-# Queries painted at once: on a CPU two buffers of this many hidden states should stay in a core's own cache (1 MiB or
-# so); a GPU wants enough of them to fill it.
-CPU_BLOCK_BYTES = 2**19
+# Queries painted at once. On a CPU a layer's hidden states should about fill a core's own cache: half of it costs a tenth
+# more in calls, twice as much brings nothing. A GPU wants enough of them to fill it.
+CPU_BLOCK_BYTES = 2**20
 GPU_BLOCK_QUERIES = 2**20
 
 
@@ -198,48 +198,50 @@ class _CPUPainter:
         self.table = torch.cat(
             [codes.reshape(count, hidden), row_part.flatten(0, 1).to(dtype), column_part.flatten(0, 1).to(dtype)]
         )
-        self.row_code = ((vertical.code - top) * width).int().T.contiguous()  # (rows, K)
-        self.row_number = (count + torch.arange(vertical.code.numel()).view(-1, self.rows)).int().T.contiguous()
-        self.column_code = (horizontal.code - left).int().T.contiguous()  # (columns, K)
+        # The three table rows that make a first hidden state: a code, a row part, a column part. What a painted row and
+        # what a painted column have to say about them is added up for each block: (rows, 1, K, 1, 3) + (1, columns, 1,
+        # K, 3).
+        self.row_terms = torch.zeros(self.rows, 1, len(vertical.code), 1, 3, dtype=torch.int32)
+        self.row_terms[:, 0, :, 0, 0] = ((vertical.code - top) * width).T
+        self.row_terms[:, 0, :, 0, 1] = (count + torch.arange(vertical.code.numel()).view(-1, self.rows)).T
+        self.column_terms = torch.zeros(1, self.columns, 1, len(horizontal.code), 3, dtype=torch.int32)
+        self.column_terms[0, :, 0, :, 0] = (horizontal.code - left).T
         first = count + vertical.code.numel()
-        self.column_number = (first + torch.arange(horizontal.code.numel()).view(-1, self.columns)).int().T.contiguous()
-        self.row_weight = vertical.weight.T.float()
-        self.column_weight = horizontal.weight.T.float()
+        self.column_terms[0, :, 0, :, 2] = (first + torch.arange(horizontal.code.numel()).view(-1, self.columns)).T
+        self.row_weight = vertical.weight.T.float().contiguous()[:, None, :, None]
+        self.column_weight = horizontal.weight.T.float().contiguous()[None, :, None, :]
 
     def paint(self) -> Tensor:
         out = torch.empty(self.rows, self.columns, 3)
         hidden, dtype = self.table.shape[1], self.table.dtype
         queries = max(self.corners, CPU_BLOCK_BYTES // (hidden * dtype.itemsize))
-        height = max(1, queries // (self.corners * self.columns))
+        height = min(self.rows, max(1, queries // (self.corners * self.columns)))
         width = min(self.columns, max(1, queries // self.corners))
+        # Of each painted pixel of a block, its corners' places among the block's hidden states.
+        corners = torch.arange(height * width * self.corners, dtype=torch.int32).view(-1, self.corners)
         for top in range(0, self.rows, height):
             for left in range(0, self.columns, width):
                 rows, columns = slice(top, top + height), slice(left, left + width)
-                out[rows, columns] = self._block(rows, columns)
+                out[rows, columns] = self._block(rows, columns, corners)
         return out
 
-    def _block(self, rows: slice, columns: slice) -> Tensor:
-        # Axes: row, column, row's corner, column's corner, and the three terms of a first hidden state.
-        shape = (*self.row_code[rows, None, :, None].shape[:1], *self.column_code[columns].shape[:1])
-        kr, kc = self.row_code.shape[1], self.column_code.shape[1]
-        terms = torch.empty(*shape, kr, kc, 3, dtype=torch.int32)
-        torch.add(self.row_code[rows, None, :, None], self.column_code[None, columns, None, :], out=terms[..., 0])
-        terms[..., 1] = self.row_number[rows, None, :, None]
-        terms[..., 2] = self.column_number[None, columns, None, :]
+    def _block(self, rows: slice, columns: slice, corners: Tensor) -> Tensor:
+        terms = self.row_terms[rows] + self.column_terms[:, columns]
+        shape = (*terms.shape[:2], 3)
         x = _relu_(F.embedding_bag(terms.view(-1, 3), self.table, mode="sum"))
         for weight, bias in self.decoder.hidden:
             x = _relu_(torch.addmm(bias, x, weight))
         weight, bias = self.decoder.last
         if self.corners == 1:
-            return torch.addmm(bias, x.float(), weight).view(*shape, 3)
-        share = (self.row_weight[rows, None, :, None] * self.column_weight[None, columns, None, :]).to(x.dtype)
-        share = share.reshape(-1, self.corners)
-        numbers = torch.arange(x.shape[0], dtype=torch.int32).view(-1, self.corners)
-        x = F.embedding_bag(numbers, x, mode="sum", per_sample_weights=share)
-        # Rounded to bfloat16 the shares no longer add up to one (a third and two thirds are 0.2 % too much), which would
-        # show as a change of brightness; what they do add up to is divided out.
-        values = (x.float() @ weight) / share.float().sum(dim=1, keepdim=True) + bias
-        return values.view(*shape, 3)
+            return torch.addmm(bias, x.float(), weight).view(shape)
+        share = (self.row_weight[rows] * self.column_weight[:, columns]).view(-1, self.corners).to(x.dtype)
+        x = F.embedding_bag(corners[: len(share)], x, mode="sum", per_sample_weights=share)
+        values = x.float() @ weight
+        if share.dtype != torch.float32:
+            # Rounded, the shares no longer add up to one (a third and two thirds are 0.2 % too much), which would show
+            # as a change of brightness; what they do add up to is divided out.
+            values /= share.sum(dim=1, keepdim=True, dtype=torch.float32)
+        return values.add_(bias).view(shape)
 
 
 class _GPUPainter:

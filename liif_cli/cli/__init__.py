@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from liif_cli import __version__
+from liif_cli.cli.eval import evaluate
 from liif_cli.cli.fetch_weights import fetch_weights
 from liif_cli.cli.upscale import upscale
 from liif_cli.errors import LiifError
@@ -54,6 +55,7 @@ app = typer.Typer(
 )
 app.command()(guarded(upscale))
 app.command("fetch-weights")(guarded(fetch_weights))
+app.command("eval")(guarded(evaluate))
 
 
 def _print_version(wanted: bool) -> None:

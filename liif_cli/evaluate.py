@@ -1,0 +1,494 @@
+"""Scores: every method on every picture of every data set at every scale, by one protocol.
+
+    methods (models through the engine, interpolation kernels)  x  data sets  x  scales  ->  scores  ->  rows of means
+
+Models paint through the same engine as `liif upscale`, so what is scored is what a user gets, before its rounding to
+8 bits. While a picture is painted the one before is scored and the next pair is read, each in its own thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+from typing import Protocol as Interface
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+from liif_cli import checkpoint, weights
+from liif_cli.benchmarks import Dataset, Pair, Truth
+from liif_cli.benchmarks.datasets import low_res_size, painted_size, read_rgb
+from liif_cli.engine import Box, Engine, Size
+from liif_cli.errors import InputError, LiifError, UsageError
+from liif_cli.metrics import Channel, psnr, ssim
+from liif_cli.protocol import Protocol
+from liif_cli.resize import matlab_bicubic, taps
+from liif_cli.upscaler import (
+    FREE_SHARE,
+    MOST_BYTES,
+    choose_device,
+    choose_precision,
+    free_bytes,
+    parse_memory,
+    within_process,
+)
+from liif_cli.weights.cache import sha256_of
+
+Array = NDArray[Any]
+
+KERNELS = ("nearest", "bicubic", "lanczos")
+# Painted pictures that wait for their score: enough that painting never waits for long, few enough to fit in memory.
+_WAITING = 2
+_RGB_TO_LUMA = np.array([65.481, 128.553, 24.966]) / 255  # of levels; MATLAB's rgb2ycbcr
+
+
+class Method(Interface):
+    """Something that makes pictures larger."""
+
+    name: str  # in tables
+    kind: str  # "model" or "kernel"
+    identity: str  # of equal methods equal, of others not
+
+    def paint(self, low_res: Array, size: Size, box: Box | None = None) -> Array:
+        """(h, w, 3) uint8 to (H, W, 3) floats, nominally in [0, 1], not clamped; only ``box``, in pixels of
+        ``low_res``, where one is given."""
+
+
+class ModelMethod:
+    """A checkpoint in the engine."""
+
+    kind = "model"
+
+    def __init__(self, name: str, identity: str, engine: Engine, memory_bytes: int | None = None) -> None:
+        self.name = name
+        self.identity = identity
+        self.engine = engine
+        self.memory_bytes = memory_bytes
+
+    def paint(self, low_res: Array, size: Size, box: Box | None = None) -> Array:
+        engine = self.engine
+        if self.memory_bytes is None:
+            engine.budget_bytes = min(MOST_BYTES, int(free_bytes(engine.device) * FREE_SHARE))
+        else:
+            on_cpu = engine.device.type == "cpu"
+            engine.budget_bytes = within_process(self.memory_bytes) if on_cpu else self.memory_bytes
+        out = np.empty((*size, 3), np.float32)
+        done = 0
+        for band in engine.bands(low_res, size, box):
+            out[done : done + len(band)] = band
+            done += len(band)
+        return out
+
+
+class KernelMethod:
+    """Interpolation: nearest, bicubic (MATLAB's, mirrored edges) or lanczos (three lobes)."""
+
+    kind = "kernel"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.identity = f"kernel:{name}"
+
+    def paint(self, low_res: Array, size: Size, box: Box | None = None) -> Array:
+        """As :class:`Method`; a box must lie on pixels of the enlarged picture."""
+        if box is None:
+            return self.enlarge(low_res / 255.0, size)
+        ratios = size[0] / (box.bottom - box.top), size[1] / (box.right - box.left)
+        whole = tuple(round(side * ratio) for side, ratio in zip(low_res.shape, ratios, strict=False))
+        top, left = round(box.top * ratios[0]), round(box.left * ratios[1])
+        return self.enlarge(low_res / 255.0, (whole[0], whole[1]))[top : top + size[0], left : left + size[1]]
+
+    def enlarge(self, image: Array, size: Size) -> Array:
+        """(h, w) or (h, w, C) floats to ``size``, without rounding or clamping."""
+        if self.name == "bicubic":
+            enlarged: Array = matlab_bicubic(image, size)
+            return enlarged
+        if self.name == "lanczos":
+            rows, columns = (taps(n, wanted, "lanczos3") for n, wanted in zip(image.shape, size, strict=False))
+            return columns.apply(rows.apply(image, 0), 1)
+        rows_of, columns_of = (
+            np.floor((np.arange(wanted) + 0.5) * (n / wanted)).astype(int)
+            for n, wanted in zip(image.shape, size, strict=False)
+        )
+        return image[rows_of[:, None], columns_of]
+
+    def on_luma(self, truth: Array, scale: float) -> tuple[Array, Array]:
+        """The recipe of the published tables (`protocol.py`): the enlargement and the truth, grey, (H, W, 3) floats.
+
+        ``truth`` is (H, W, 3) uint8, cropped to what is painted. Grey means that the luma of what is returned is the
+        8-bit luma of the recipe.
+        """
+        levels = np.floor(truth @ _RGB_TO_LUMA + 16.5)
+        size = levels.shape[0], levels.shape[1]
+        low_res = matlab_bicubic(levels, low_res_size(size, scale))
+        enlarged = np.floor(np.clip(self.enlarge(low_res, size), 16, 235) + 0.5)
+        return _grey(enlarged), _grey(levels)
+
+
+def _grey(luma: NDArray[np.float64]) -> Array:
+    """Levels of luma, 16 to 235, as the grey RGB picture in [0, 1] that has them."""
+    return np.repeat(((luma - 16) / 219)[..., None], 3, axis=2)
+
+
+def load_methods(
+    models: Sequence[str],
+    kernels: Sequence[str],
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+    memory: str | int | None = None,
+) -> list[Method]:
+    """Models by name or path, in order, then kernels; "none" among the models stands for no model.
+
+    Raises ModelError for a model, UsageError for a kernel or where nothing is left to score.
+    """
+    if unknown := [name for name in kernels if name not in KERNELS]:
+        raise UsageError(f"unknown baseline {unknown[0]!r}: use {', '.join(KERNELS)}, or none")
+    chosen = choose_device(device)
+    dtype = choose_precision(precision, chosen)
+    limit = None if memory is None else parse_memory(memory)
+    methods: list[Method] = []
+    for model in dict.fromkeys(models):
+        if model == "none":
+            continue
+        path = weights.resolve(model)
+        file = path / checkpoint.RUN_MODEL if path.is_dir() else path
+        engine = Engine(checkpoint.load(path), chosen, dtype, 0)
+        identity = f"model:{sha256_of(file)[:16]}:{str(dtype).removeprefix('torch.')}:{chosen.type}"
+        methods.append(ModelMethod(_name(model, path), identity, engine, limit))
+    methods += [KernelMethod(name) for name in dict.fromkeys(kernels)]
+    if not methods:
+        raise UsageError("nothing to score: name a model with -m or a baseline with --baselines")
+    taken: dict[str, int] = {}
+    for method in methods:  # two files of one name are told apart by a number
+        taken[method.name] = taken.get(method.name, 0) + 1
+        if taken[method.name] > 1:
+            method.name = f"{method.name} ({taken[method.name]})"
+    return methods
+
+
+def _name(model: str, path: Path) -> str:
+    entry = weights.registry().find(model)
+    if entry is not None:
+        return entry.name
+    return path.stem if path.suffix in (".pth", ".pt", ".safetensors") else path.resolve().name
+
+
+class Score(NamedTuple):
+    """One method on one picture at one scale."""
+
+    method: str
+    kind: str
+    dataset: str
+    scale: float
+    image: str
+    psnr: float  # dB; infinite where nothing differs
+    ssim: float
+    lpips: float | None
+    seconds: float  # painting, without reading and scoring
+    peak_memory_bytes: int  # of the process while it painted, or of the GPU
+    height: int
+    width: int
+    low_res: str  # "files", "matlab", "pil", "torch"; "luma" for kernels by the recipe of published tables
+
+
+class Row(NamedTuple):
+    """One method on one data set at one scale: means over its pictures, and the largest memory."""
+
+    method: str
+    kind: str
+    dataset: str
+    scale: float
+    images: int
+    psnr: float
+    ssim: float
+    lpips: float | None
+    seconds: float
+    peak_memory_bytes: int
+    low_res: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be scored."""
+
+    methods: Sequence[Method]
+    datasets: Sequence[Dataset]
+    scales: Sequence[float]
+    protocol: Protocol = dataclasses.field(default_factory=Protocol)
+
+    @property
+    def count(self) -> int:
+        """Scores there will be."""
+        return len(self.methods) * len(self.scales) * sum(len(dataset.truths) for dataset in self.datasets)
+
+    def check(self) -> None:
+        """Look for what is missing or does not fit before any work is done. Raises InputError."""
+        for dataset in self.datasets:
+            for scale in self.scales:
+                dataset.check(scale, self.protocol)
+
+
+class Painted(NamedTuple):
+    """A picture on its way to its score."""
+
+    method: Method
+    dataset: Dataset
+    scale: float
+    truth: Truth
+    pair: Pair
+    image: Array | None  # None where only luma is wanted
+    seconds: float
+    peak_bytes: int
+
+
+Known = Mapping[str, Score]
+Perceptual = Callable[[Array, Array], float]
+
+
+def key(method: Method, dataset: Dataset, truth: Truth, scale: float, protocol: Protocol, lpips: bool) -> str:
+    """What a score depends on, as one line of text."""
+    stamp = truth.path.stat()
+    parts = [
+        method.identity,
+        str(truth.path.resolve()), stamp.st_size, stamp.st_mtime_ns,
+        f"{scale!r}", dataset.source(scale, protocol), dataset.rgb,
+        *dataclasses.astuple(protocol),
+        lpips,
+    ]  # fmt: skip
+    return json.dumps(parts)
+
+
+def evaluate(
+    work: Work,
+    *,
+    known: Known | None = None,
+    perceptual: Perceptual | None = None,
+    started: Callable[[str], None] = lambda text: None,
+    keep: Callable[[Painted, Array], None] | None = None,
+) -> Generator[tuple[str, Score], None, None]:
+    """Score everything, data set by data set, scale by scale, picture by picture; yield each score with its key.
+
+    ``known`` scores are not computed again, unless ``keep`` wants the pictures: it is given each enlargement, (H, W, 3)
+    floats. ``started`` is told what is painted.
+
+    Raises InputError, naming the picture, for what cannot be read or scored.
+    """
+    known = known or {}
+    protocol = work.protocol
+    cells = [(d, s, t) for d in work.datasets for s in work.scales for t in d.truths]
+    waiting: deque[tuple[str, Score | Future[Score]]] = deque()
+    last_read: tuple[Path, Array] | None = None
+
+    def prepare(dataset: Dataset, scale: float, truth: Truth) -> Pair:
+        nonlocal last_read
+        if last_read is None or last_read[0] != truth.path:
+            last_read = truth.path, read_rgb(truth.path)
+        return dataset.pair(truth, scale, protocol, last_read[1])
+
+    def todo(dataset: Dataset, scale: float, truth: Truth) -> list[tuple[Method, str]]:
+        return [(m, key(m, dataset, truth, scale, protocol, perceptual is not None)) for m in work.methods]
+
+    with _pool() as reader, _pool() as scorer:
+        ahead: Future[Pair] | None = None
+        for number, (dataset, scale, truth) in enumerate(cells):
+            jobs = todo(dataset, scale, truth)
+            pending = [job for job in jobs if keep is not None or job[1] not in known]
+            pair = None
+            if pending:
+                pair = ahead.result() if ahead is not None else prepare(dataset, scale, truth)
+            ahead = None
+            if number + 1 < len(cells):
+                following = cells[number + 1]
+                if keep is not None or any(job[1] not in known for job in todo(*following)):
+                    ahead = reader.submit(prepare, *following)
+            for method, name in jobs:
+                if pair is None or (keep is None and name in known):
+                    waiting.append((name, known[name]._replace(method=method.name, dataset=dataset.title)))
+                else:
+                    started(f"{dataset.title} x{scale:g} {truth.name}: {method.name}")
+                    painted = _paint(method, dataset, scale, truth, pair, protocol, keep)
+                    waiting.append((name, scorer.submit(score, painted, protocol, perceptual)))
+                while waiting and (len(waiting) > _WAITING or _is_ready(waiting[0][1])):
+                    yield _taken(waiting.popleft())
+        while waiting:
+            yield _taken(waiting.popleft())
+
+
+@contextlib.contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _is_ready(item: Score | Future[Score]) -> bool:
+    return isinstance(item, Score) or item.done()
+
+
+def _taken(item: tuple[str, Score | Future[Score]]) -> tuple[str, Score]:
+    return item[0], item[1].result() if isinstance(item[1], Future) else item[1]
+
+
+def _paint(
+    method: Method,
+    dataset: Dataset,
+    scale: float,
+    truth: Truth,
+    pair: Pair,
+    protocol: Protocol,
+    keep: Callable[[Painted, Array], None] | None,
+) -> Painted:
+    size = pair.high_res.shape[0], pair.high_res.shape[1]
+    on_luma = isinstance(method, KernelMethod) and protocol.kernels_on_luma(protocol.channel(dataset.rgb))
+    device = method.engine.device if isinstance(method, ModelMethod) else torch.device("cpu")
+    with _PeakMemory(device) as memory:
+        start = time.perf_counter()
+        try:
+            image = method.paint(pair.low_res, size)
+        except InputError as error:
+            raise InputError(f"{truth.path}: {error}") from None
+        seconds = time.perf_counter() - start
+    painted = Painted(method, dataset, scale, truth, pair, None if on_luma else image, seconds, memory.peak_bytes)
+    if keep is not None:
+        keep(painted, image)
+    return painted
+
+
+def score(painted: Painted, protocol: Protocol, perceptual: Perceptual | None = None) -> Score:
+    """Compare an enlargement with the truth. Raises InputError naming the picture."""
+    dataset, truth = painted.dataset, painted.truth
+    channel = protocol.channel(dataset.rgb)
+    border = protocol.shave(painted.scale, dataset.rgb)
+    high_res = painted.pair.high_res
+    source = painted.pair.source
+    if painted.image is None:
+        assert isinstance(painted.method, KernelMethod)
+        image, target = painted.method.on_luma(high_res, painted.scale)
+        source = "luma"
+    else:
+        image, target = painted.image, high_res
+        if protocol.rounding == "8bit":
+            image = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    try:
+        return Score(
+            method=painted.method.name,
+            kind=painted.method.kind,
+            dataset=dataset.title,
+            scale=painted.scale,
+            image=truth.name,
+            psnr=psnr(image, target, border=border, channel=cast(Channel, channel)),
+            ssim=ssim(image, target, border=border, channel=cast(Channel, channel)),
+            lpips=None if perceptual is None else perceptual(*_shaved(painted, border)),
+            seconds=painted.seconds,
+            peak_memory_bytes=painted.peak_bytes,
+            height=high_res.shape[0],
+            width=high_res.shape[1],
+            low_res=source,
+        )
+    except LiifError as error:
+        raise InputError(f"{truth.path}: {error}") from None
+
+
+def _shaved(painted: Painted, border: int) -> tuple[Array, Array]:
+    """Both pictures in colour, as LPIPS wants them: floats in [0, 1] without their border."""
+    size = painted.pair.high_res.shape[0], painted.pair.high_res.shape[1]
+    image = painted.image if painted.image is not None else painted.method.paint(painted.pair.low_res, size)
+    inside = (slice(border, size[0] - border), slice(border, size[1] - border))
+    return np.clip(image, 0, 1)[inside].astype(np.float32), (painted.pair.high_res / np.float32(255))[inside]
+
+
+def summarise(scores: Iterable[Score]) -> list[Row]:
+    """Means by data set, scale and method, in the order in which they come."""
+    groups: dict[tuple[str, float, str], list[Score]] = {}
+    for each in scores:
+        groups.setdefault((each.dataset, each.scale, each.method), []).append(each)
+    rows = []
+    for (dataset, scale, method), group in groups.items():
+        perceptual = [each.lpips for each in group if each.lpips is not None]
+        rows.append(
+            Row(
+                method=method,
+                kind=group[0].kind,
+                dataset=dataset,
+                scale=scale,
+                images=len(group),
+                psnr=math.fsum(each.psnr for each in group) / len(group),
+                ssim=math.fsum(each.ssim for each in group) / len(group),
+                lpips=math.fsum(perceptual) / len(group) if len(perceptual) == len(group) else None,
+                seconds=math.fsum(each.seconds for each in group) / len(group),
+                peak_memory_bytes=max(each.peak_memory_bytes for each in group),
+                low_res=group[0].low_res,
+            )
+        )
+    return rows
+
+
+def parse_scales(text: str) -> list[float]:
+    """Factors above 1 out of "2,2.7,x4", in order, none twice. Raises UsageError."""
+    scales = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*[x×]?(\d+(?:\.\d+)?)\s*", part)
+        if match is None or not 1 < float(match[1]) <= 1000:
+            raise UsageError(f"--scales {text!r}: write factors above 1, separated by commas, such as 2,2.7,30")
+        scales.append(float(match[1]))
+    return list(dict.fromkeys(scales))
+
+
+class _PeakMemory:
+    """The most memory held while a block runs: by the process, or by tensors on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peak_bytes = 0
+
+    def __enter__(self) -> _PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            with contextlib.suppress(OSError):  # Linux: the high-water mark begins anew
+                Path("/proc/self/clear_refs").write_text("5")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.device.type == "cuda":
+            self.peak_bytes = int(torch.cuda.max_memory_allocated(self.device))
+            return
+        self.peak_bytes = int(psutil.Process().memory_info().rss)
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                mark = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+                self.peak_bytes = max(self.peak_bytes, int(mark[1]) * 1024 if mark else 0)
+
+
+__all__ = [
+    "KERNELS",
+    "KernelMethod",
+    "Method",
+    "ModelMethod",
+    "Painted",
+    "Row",
+    "Score",
+    "Work",
+    "evaluate",
+    "load_methods",
+    "painted_size",
+    "parse_scales",
+    "score",
+    "summarise",
+]

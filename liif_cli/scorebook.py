@@ -1,0 +1,64 @@
+"""What was scored, kept as it comes, so that an interrupted evaluation can go on: one line of JSON a picture.
+
+The book lies in the cache. A score is found again by everything it depends on (`evaluate.key`); a book is never a
+source of wrong numbers, at worst of none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from liif_cli import __version__
+from liif_cli.evaluate import Score
+
+_LARGEST_BYTES = 1 << 25  # begun anew beyond: about eighty thousand scores
+
+
+class Scorebook:
+    """A file of scores, appended to. Where it cannot be written, evaluation goes on without it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: TextIO | None = None
+
+    def read(self) -> dict[str, Score]:
+        """Scores of this version by their keys; lines that are damaged, as a kill leaves them, are passed over."""
+        scores: dict[str, Score] = {}
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return scores
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                content = json.loads(line)
+                if content["version"] == __version__:
+                    scores[content["key"]] = Score(**content["score"])
+        return scores
+
+    def __enter__(self) -> Scorebook:
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            large = self.path.is_file() and self.path.stat().st_size > _LARGEST_BYTES
+            self._file = self.path.open("w" if large else "a", encoding="utf-8")
+            if not large and self._file.tell():
+                self._file.write("\n")  # ends a line that a kill cut short
+        return self
+
+    def add(self, key: str, score: Score) -> None:
+        """Keep a score; it is with the system when this returns."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                line = json.dumps({"version": __version__, "key": key, "score": score._asdict()})
+                self._file.write(line + "\n")
+                self._file.flush()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()

@@ -224,8 +224,8 @@ def markdown(result: dict[str, object]) -> str:
     for row in result["rows"]:
         limit = f"{row['fraction_of_limit']:.0%}" if "fraction_of_limit" in row else ""
         lines.append(
-            f"| {row['model']} | {row['input']}x{row['input']} | x{row['scale']:g} | {row['method']} | {row['seconds']:.3f}"
-            f" | {row['megapixels_per_second']:.2f} | {row['times_oracle']:.1f} | {limit} |"
+            f"| {row['model']} | {row['input']}x{row['input']} | x{row['scale']:g} | {row['method']} |"
+            f" {row['seconds']:.3f} | {row['megapixels_per_second']:.2f} | {row['times_oracle']:.1f} | {limit} |"
         )
     lines += ["", "| upscaling, the whole process | peak resident MB | seconds |", "|---|---|---|"]
     lines += [f"| {row['case']} | {row['peak_mb']:.0f} | {row['seconds']:.1f} |" for row in result["memory"]]
@@ -249,11 +249,16 @@ def main() -> None:
         args.cases += [("light", 128, 2.0), ("light", 128, 2.7), ("light", 128, 8.0), ("light", 48, 30.0)]
     tiny = HERE.parent / "tests" / "data" / "official_tiny.pth"
     out = f"{args.scratch}/out"
+    x30 = ["--scale", "30", "-m", str(tiny), "--memory", "1G", "-o"]
     args.memory_cases = [
-        ("tiny network, 512x512 at x30, --memory 1G", 512, ["--scale", "30", "-m", str(tiny), "--memory", "1G", "-o", out + ".png"]),
-        ("tiny network, 1024x1024 at x30, --memory 1G", 1024, ["--scale", "30", "-m", str(tiny), "--memory", "1G", "-o", out + ".jpg"]),
-        ("light network, 24 megapixels at x2, --memory 2G", (4000, 6000), ["--scale", "2", "--memory", "2G", "-o", out + ".png"]),
-    ]  # fmt: skip
+        ("tiny network, 512x512 at x30, --memory 1G", 512, [*x30, out + ".png"]),
+        ("tiny network, 1024x1024 at x30, --memory 1G", 1024, [*x30, out + ".jpg"]),
+        (
+            "light network, 24 megapixels at x2, --memory 2G",
+            (4000, 6000),
+            ["--scale", "2", "--memory", "2G", "-o", out + ".png"],
+        ),
+    ]
     if args.quick or args.no_memory:
         args.memory_cases = []
     result = measure(args)

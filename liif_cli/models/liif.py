@@ -29,8 +29,8 @@ from liif_cli.models.base import Field, Model, Window, whole_window
 from liif_cli.models.encoders.layers import Encoder
 from liif_cli.models.mlp import MLP
 
-# Queries painted at once. On a CPU a layer's hidden states should about fill a core's own cache: half of it costs a tenth
-# more in calls, twice as much brings nothing. A GPU wants enough of them to fill it.
+# Queries painted at once. On a CPU a layer's hidden states should about fill a core's own cache: half of it costs a
+# tenth more in calls, twice as much brings nothing. A GPU wants enough of them to fill it.
 CPU_BLOCK_BYTES = 2**20
 GPU_BLOCK_QUERIES = 2**20
 

@@ -1,195 +1,84 @@
 """Many pictures, one after another: what is read, what it becomes, and what happens when one of them fails.
 
-While a picture is painted the next one is read and the one before is compressed and written.
+While a picture is painted the next one is read and the one before is compressed and written:
+
+    reading   | b |   c   |   d   |
+    painting      |   a   |   b   |   c   |
+    writing       |   a   | a b   | b c   | c |
+
+Painting is done by the calling thread, the one that hears Ctrl-C. Whatever ends it ends the writer's part too, within
+the writer's own block, so that nothing half-written is left.
 """
 
 from __future__ import annotations
 
 import functools
-import glob
+import io
+import os
 import queue
-import re
 import shutil
 import sys
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from liif_cli.engine import Box, Size
-from liif_cli.errors import InputError, LiifError, OutputError, UsageError
-from liif_cli.images import EXTENSIONS, Picture, check_output, format_of, open_writer, read
-from liif_cli.upscaler import Sizing, Upscaler, box_size, free_bytes, within_process
+from liif_cli.engine import Size
+from liif_cli.errors import LiifError, MemoryBudgetError, OutputError
+from liif_cli.files import already_there, cannot_write
+from liif_cli.images import (
+    Animation,
+    Picture,
+    check_animation,
+    check_output,
+    open_writer,
+    read,
+    read_animation,
+    read_header,
+    write_animation,
+)
+from liif_cli.jobs import STANDARD, Job, Options, job_makes, output_size, standard_input
+from liif_cli.upscaler import Upscaler, free_bytes, within_process
 
-STANDARD = Path("-")  # standard input or output
+T = TypeVar("T")
+
 # Of what a picture may take: for the writer's buffers, or the whole output where it is written from memory.
 WRITER_SHARE = 0.4
 QUEUED_BANDS = 2
-
-
-class Source(NamedTuple):
-    """An input and where it stood below the folder that was named, if one was."""
-
-    path: Path
-    below: Path = Path()
-
-
-class Options(NamedTuple):
-    """What shall become of each picture."""
-
-    sizing: Sizing
-    box: Box | None = None
-    output: Path | None = None  # a file, a folder, "-", or None: beside the input
-    format: str | None = None  # an extension; None: PNG, or what ``output`` says
-    quality: int | None = None
-    overwrite: bool = False
-    skip_existing: bool = False
-    strip: bool = False
-    max_pixels: int | None = None  # None: the reader's own limit
-
-
-class Job(NamedTuple):
-    source: Source
-    folder: Path
-    stem: str
-    extension: str
-    exact: Path | None  # the output's whole name where the user gave it
-
-    def output(self, options: Options, size: Size | None) -> Path | None:
-        """The file it becomes; None where the name tells pixels and these are not known yet."""
-        if self.exact is not None:
-            return self.exact
-        label = options.sizing.label
-        if label is None:
-            if size is None:
-                return None
-            label = f"{size[1]}x{size[0]}"
-        return self.folder / f"{self.stem}_{label}{self.extension}"
+# A picture larger than this share of the memory to work in is not read ahead, and one whose output is larger is written
+# before the next is painted.
+AHEAD_SHARE = 1 / 16
+# How often a thread that waits for another looks whether that one has given up.
+LOOK_S = 0.1
 
 
 class Result(NamedTuple):
-    """What became of a job. ``error`` is None where the output was written or, with ``skipped``, was there already."""
+    """What became of a job. ``error`` is None where the output was written or, with ``skipped``, was there already.
+
+    An error that is no LiifError is a bug of ours.
+    """
 
     source: Path
     output: Path | None
     size: Size | None
     output_size: Size | None
     seconds: float
-    error: LiifError | None = None
+    frames: int = 1
+    error: Exception | None = None
     skipped: bool = False
 
 
-def find_sources(inputs: Sequence[str], *, recursive: bool) -> list[Source]:
-    """Files, folders, globs and ``-`` to a list of inputs, in order, none twice. Files that are missing stay in the
-    list, to be reported when their turn comes.
-
-    Raises InputError for a folder or a pattern without pictures.
-    """
-    found: dict[Path, Source] = {}
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            below = sorted(path.rglob("*") if recursive else path.iterdir())
-            pictures = [Source(item, item.parent.relative_to(path)) for item in below if _is_picture_name(item)]
-            if not pictures:
-                hint = "" if recursive else "; add -r to look in its folders too"
-                raise InputError(f"{path}: no pictures in this folder{hint}")
-        elif not path.exists() and glob.has_magic(text):
-            matches = sorted(Path(match) for match in glob.glob(text, recursive=True))  # noqa: PTH207 - patterns may be absolute
-            pictures = [Source(item) for item in matches if _is_picture_name(item)]
-            if not pictures:
-                raise InputError(f"{text}: no picture matches this pattern")
-        else:
-            pictures = [Source(path)]
-        for source in pictures:
-            found.setdefault(source.path, source)
-    return list(found.values())
-
-
-def _is_picture_name(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-
-
-def plan_jobs(sources: Sequence[Source], options: Options) -> list[Job]:
-    """Name every output before any work is done.
-
-    Inputs that are themselves the outputs of others in the list (an earlier run's, in the same folder) are left out.
-
-    Raises UsageError for outputs that cannot be told apart or formats that cannot be written.
-    """
-    output = options.output
-    if output == STANDARD and len(sources) > 1:
-        raise UsageError(f"-o -: standard output takes one picture, and there are {len(sources)}; name a folder")
-    extension = f".{options.format.lstrip('.').lower()}" if options.format else ".png"
-    to_file = output is not None and output != STANDARD and not _is_folder(output, sources)
-    if to_file and len(sources) > 1:
-        raise UsageError(f"-o {output}: {len(sources)} pictures do not go into one file; name a folder")
-    if output is not None and not to_file and output != STANDARD:
-        _check_folder(output)
-    if to_file:
-        assert output is not None
-        format_of(output, options.format)
-    else:
-        format_of(Path("picture" + extension), None)
-    jobs = []
-    for source in sources:
-        stem = "stdin" if source.path == STANDARD else source.path.stem
-        exact = output if to_file or output == STANDARD else None
-        if source.path == STANDARD and output is None:
-            exact = STANDARD
-        folder = source.path.parent if output is None else output / source.below
-        jobs.append(Job(source, folder, stem, extension, exact))
-    jobs = _without_outputs(jobs, options)
-    _refuse_collisions(jobs)
-    return jobs
-
-
-def _is_folder(output: Path, sources: Sequence[Source]) -> bool:
-    """Whether ``-o`` names a folder: one that is there, a name without an ending, or where a tree is to be kept."""
-    from_tree = any(source.below != Path() for source in sources)
-    return output.is_dir() or from_tree or (not output.is_file() and not output.suffix)
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"-o {folder}: is a file, and a folder is needed here")
-
-
-def _without_outputs(jobs: list[Job], options: Options) -> list[Job]:
-    label = re.escape(options.sizing.label) if options.sizing.label else r"\d+x\d+"
-    made = {(job.folder, job.stem, job.extension) for job in jobs if job.exact is None}
-
-    def is_output(job: Job) -> bool:
-        path = job.source.path
-        match = re.fullmatch(rf"(.+)_{label}", path.stem)
-        return match is not None and (path.parent, match[1], path.suffix.lower()) in made
-
-    return [job for job in jobs if not is_output(job)]
-
-
-def _refuse_collisions(jobs: Sequence[Job]) -> None:
-    taken: dict[tuple[Path, str, str], Job] = {}
-    for job in jobs:
-        # Names that differ in case only are one file on many systems.
-        key = (job.folder, job.stem.casefold(), job.extension)
-        other = taken.setdefault(key, job)
-        if other is not job:
-            raise UsageError(
-                f"{other.source.path} and {job.source.path} would both be written as {job.stem}_...{job.extension}"
-                f" in {job.folder}; rename one, or upscale them into different folders"
-            )
-
-
 class Listener(Protocol):
-    """Told of what happens."""
+    """Told of what happens. What it raises ends the batch."""
 
     def started(self, job: Job) -> None:
         """A picture's turn has come."""
@@ -210,74 +99,218 @@ def run(
     fail_fast: bool = False,
     limit_process: bool = False,
 ) -> list[Result]:
-    """Do all jobs. A LiifError of one is its result, and the others go on (``fail_fast`` ends with the first).
+    """Do all jobs and return what became of them, in order. An error of one is its result, and the others go on.
 
-    ``limit_process``: the upscaler's memory is meant for all of this process, not for the picture alone.
+    ``fail_fast`` ends with the first error. ``limit_process``: the upscaler's memory is meant for all of this process,
+    not for the picture alone.
     """
-    results: list[Result] = []
-    written: deque[Future[Result]] = deque()  # what the writer has before it; at most the last two
+    batch = _Batch(upscaler, options, listener, limit_process)
+    try:
+        batch.do(jobs, fail_fast)
+    finally:
+        batch.end()
+    return batch.results
 
-    def collect(leave: int) -> bool:
-        while len(written) > leave:
-            result = written.popleft().result()
-            results.append(result)
-            listener.finished(result)
-            if result.error is not None and fail_fast:
-                return False
-        return True
 
-    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-        upcoming = reader.submit(_read, jobs[0], options) if jobs else None
+class _Batch:
+    def __init__(self, upscaler: Upscaler, options: Options, listener: Listener, limit_process: bool) -> None:
+        self.upscaler = upscaler
+        self.options = options
+        self.listener = listener
+        self.limit_process = limit_process
+        self.results: list[Result] = []
+        self.failed = False
+        self.reader = _Worker("read")
+        self.writer = _Worker("write")
+        self.paintings: deque[tuple[_Painting, Future[Result]]] = deque()  # the writer's; at most the last two
+
+    def do(self, jobs: Sequence[Job], fail_fast: bool) -> None:
+        upcoming = self.read(jobs[0]) if jobs else None
         for number, job in enumerate(jobs):
             assert upcoming is not None
-            listener.started(job)
+            self.listener.started(job)
             picture = upcoming.result()
-            upcoming = reader.submit(_read, jobs[number + 1], options) if number + 1 < len(jobs) else None
-            started = time.perf_counter()
-            try:
-                painting = _prepare(job, picture, upscaler, options, limit_process)
-            except LiifError as error:
-                painting = Result(job.source.path, None, None, None, time.perf_counter() - started, error)
-            if isinstance(painting, Result):
-                written.append(writer.submit(_as_is, painting))
-            else:
-                try:
-                    written.append(writer.submit(painting.write))
-                    painting.paint(functools.partial(listener.painted, job))
-                except BaseException as error:
-                    painting.give_up(error)
-                    raise
-            if not collect(leave=1):
+            if isinstance(picture, _Later):
+                self.collect(leave=0)
+                picture = self.read(job, ahead=False).result()
+            upcoming = self.read(jobs[number + 1]) if number + 1 < len(jobs) else None
+            self.paint(job, picture)
+            del picture
+            if fail_fast and self.failed:
                 break
-        collect(leave=0)
-    return results
+        self.collect(leave=0)
+
+    def read(self, job: Job, *, ahead: bool = True) -> Future[_Read]:
+        if job.source.path == STANDARD:
+            # By this thread: another could not be interrupted while it waits for what may never come.
+            return _done(_guarded(lambda: _read(job, self.options, standard_input(), None)))
+        most = int(self.upscaler.working_bytes() * AHEAD_SHARE) if ahead else None
+        return self.reader.submit(lambda: _guarded(lambda: _read(job, self.options, job.source.path, most)))
+
+    def paint(self, job: Job, picture: _Read) -> None:
+        started = time.perf_counter()
+        painting = _guarded(lambda: self.prepare(job, picture, started))
+        if isinstance(painting, Exception):
+            painting = Result(job.source.path, None, None, None, time.perf_counter() - started, error=painting)
+        if isinstance(painting, Result):
+            self.collect(leave=0)
+            self.report(painting)
+            return
+        large = painting.held_bytes > self.upscaler.working_bytes() * AHEAD_SHARE
+        if large:
+            self.collect(leave=0)
+        try:
+            self.paintings.append((painting, self.writer.submit(painting.write)))
+            painting.paint(functools.partial(self.painted, job))
+        except BaseException:
+            painting.give_up()
+            raise
+        self.collect(leave=0 if large else 1)
+
+    def prepare(self, job: Job, picture: _Read, started: float) -> _Painting | Result:
+        if isinstance(picture, Exception):
+            raise picture
+        if isinstance(picture, _There):
+            return Result(job.source.path, picture.output, None, None, 0.0, skipped=True)
+        assert not isinstance(picture, _Later)
+        size = output_size(_first(picture).size, self.options)
+        output = job.output(self.options, size)
+        assert output is not None
+        return _Painting(_Task(job, picture, size, output, started), self.upscaler, self.options, self.limit_process)
+
+    def painted(self, job: Job, share: float) -> None:
+        self.listener.painted(job, share)
+        self.collect(leave=len(self.paintings))
+
+    def collect(self, leave: int) -> None:
+        """Report what is written; wait until at most ``leave`` pictures are not."""
+        while self.paintings and (len(self.paintings) > leave or self.paintings[0][1].done()):
+            result = self.paintings[0][1].result()
+            self.paintings.popleft()
+            self.report(result)
+
+    def report(self, result: Result) -> None:
+        self.results.append(result)
+        self.failed = self.failed or result.error is not None
+        self.listener.finished(result)
+
+    def end(self) -> None:
+        """Stop what is not done: an unfinished picture is discarded, one that only has to be written is finished."""
+        for painting, _ in self.paintings:
+            painting.give_up()
+        # The writer is waited for, because it tidies up; the reader is not, because it may wait for a pipe for ever.
+        self.reader.close()
+        self.writer.close()
+        self.writer.join()
+        for painting, future in self.paintings:
+            if painting.complete and future.done() and future.exception() is None:
+                with suppress(OSError, LiifError):  # whoever listens may be why this is the end
+                    self.report(future.result())
 
 
-def _prepare(
-    job: Job, picture: Picture | LiifError | None, upscaler: Upscaler, options: Options, limit_process: bool
-) -> _Painting | Result:
-    if isinstance(picture, LiifError):
-        raise picture
-    if picture is None:
-        return Result(job.source.path, job.output(options, None), None, None, 0.0, skipped=True)
-    size = options.sizing.resolve(box_size(picture.size, options.box))
-    output = job.output(options, size)
-    assert output is not None
-    if options.skip_existing and output != STANDARD and output.exists():
-        return Result(job.source.path, output, picture.size, size, 0.0, skipped=True)
-    return _Painting(_Task(job, picture, size, output, time.perf_counter()), upscaler, options, limit_process)
+class _Worker:
+    """A thread that does one thing after another. Unlike an executor's it does not keep the program from ending."""
+
+    def __init__(self, name: str) -> None:
+        self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"liif-{name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, do: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._tasks.put((do, future))
+        return future
+
+    def close(self) -> None:
+        """Let the thread end after what it has before it."""
+        self._tasks.put(None)
+
+    def join(self) -> None:
+        """Wait until it has ended, in short steps, so that signals are heard."""
+        while self._thread.is_alive():
+            self._thread.join(LOOK_S)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            do, future = task
+            try:
+                future.set_result(do())
+            except BaseException as error:
+                future.set_exception(error)
+            del do, future, task  # they hold a picture, and the next task may be long in coming
 
 
-def _as_is(result: Result) -> Result:
-    return result
+def _done(value: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(value)
+    return future
+
+
+def _guarded(do: Callable[[], T]) -> T | Exception:
+    """What a function returns, or the error it raises as a value: it belongs to its job's turn."""
+    try:
+        return do()
+    except MemoryError:
+        return MemoryBudgetError("out of memory; close other programs, or choose a smaller output")
+    except Exception as error:
+        return error
+
+
+class _There(NamedTuple):
+    """The output is there already and shall stay."""
+
+    output: Path
+
+
+class _Later(NamedTuple):
+    """Too large to be read while another picture is worked on."""
+
+
+_Read = Picture | Animation | _There | _Later | Exception
+
+
+def _read(job: Job, options: Options, source: Path | io.BytesIO, most_bytes: int | None) -> _Read:
+    if job.source.problem is not None:
+        raise job.source.problem
+    limit = options.max_pixels
+    output, header = job.output(options, None), None
+    if output is None or most_bytes is not None:
+        header = read_header(_from_start(source), max_pixels=limit)
+        output = job.output(options, output_size(header.size, options))
+    if output is not None and output != STANDARD and os.path.isfile(output):  # noqa: PTH113  Path's raises on long names
+        if options.skip_existing:
+            return _There(output)
+        if not options.overwrite:
+            raise already_there(output)
+    if header is not None and most_bytes is not None and header.bytes > most_bytes:
+        return _Later()
+    if header is None or header.frames > 1:
+        animation = read_animation(_from_start(source), max_pixels=limit)
+        if animation is not None:
+            return animation
+    return read(_from_start(source), max_pixels=limit)
+
+
+def _from_start(source: Path | io.BytesIO) -> Path | io.BytesIO:
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    return source
+
+
+def _first(picture: Picture | Animation) -> Picture:
+    return picture.frames[0] if isinstance(picture, Animation) else picture
 
 
 class _Task(NamedTuple):
     job: Job
-    picture: Picture
+    picture: Picture | Animation
     size: Size
     output: Path
     started: float
+
+
+class _GivenUpError(Exception):
+    """Raised within the writer's block, so that it tidies up."""
 
 
 class _Painting:
@@ -287,107 +320,150 @@ class _Painting:
     def __init__(self, task: _Task, upscaler: Upscaler, options: Options, limit_process: bool) -> None:
         self.task = task
         self.options = options
+        self.upscaler = upscaler
+        frames = task.picture.frames if isinstance(task.picture, Animation) else (task.picture,)
+        self.frames: tuple[Picture, ...] = frames
+        like = frames[0]
+        self.held_bytes = len(frames) * task.size[0] * task.size[1] * (like.channels * like.pixels.itemsize + 4)
         total = upscaler.working_bytes()
         on_host = upscaler.device.type == "cpu"
         if limit_process and on_host:
-            total = within_process(total)
-        self.writer_bytes = (
-            int(total * WRITER_SHARE) if on_host else int(free_bytes(torch.device("cpu")) * WRITER_SHARE)
-        )
-        engine_bytes = total - self.writer_bytes if on_host else total
-        if task.output != STANDARD:
-            _make_folder(task.output.parent, options)
-            self._check(task.output)
-        self.opened = upscaler.open(task.picture, engine_bytes)
-        self.bands: queue.Queue[np.ndarray | BaseException | None] = queue.Queue(QUEUED_BANDS)
-        self.gone = threading.Event()  # the writer has given up: nobody takes bands any more
+            total = int(within_process(total) * (1 - AHEAD_SHARE))
+        self.writer_bytes = int((total if on_host else free_bytes(torch.device("cpu"))) * WRITER_SHARE)
+        self.engine_bytes = total - self.writer_bytes if on_host else total
+        self._check()
+        self._opened = upscaler.open(like, self.engine_bytes)
+        self._bands: queue.Queue[np.ndarray] = queue.Queue(QUEUED_BANDS)
+        self.complete = False  # whether all bands were handed over
+        self._failure: Exception | None = None  # of the painter: nobody brings bands any more
+        self._gone = threading.Event()  # the writer has given up: nobody takes bands any more
 
-    def _check(self, path: Path) -> None:
-        options, task = self.options, self.task
-        check_output(
-            path,
-            task.size,
-            task.picture,
-            format=options.format,
-            strip=options.strip,
-            budget_bytes=self.writer_bytes,
-            overwrite=options.overwrite,
-        )
+    def _check(self) -> None:
+        """Find out before painting what would fail after it."""
+        task, options = self.task, self.options
+        with _destination(task, options, deliver=False) as path:
+            if task.output != STANDARD:
+                _make_folder(path.parent, options)
+            overwrite = options.overwrite or task.output == STANDARD
+            if isinstance(task.picture, Picture):
+                check_output(
+                    path,
+                    task.size,
+                    task.picture,
+                    format=options.format,
+                    strip=options.strip,
+                    budget_bytes=self.writer_bytes,
+                    overwrite=overwrite,
+                )
+                return
+            check_animation(path, task.size, self.frames[0], format=options.format, overwrite=overwrite)
+            if self.held_bytes > self.writer_bytes:
+                raise MemoryBudgetError(
+                    f"{path}: {len(self.frames)} frames of this size take {self.held_bytes / 1e9:.1f} GB, more than the"
+                    f" {self.writer_bytes / 1e9:.1f} GB there are for them; raise --memory or choose a smaller output"
+                )
 
     def paint(self, report: Callable[[float], None]) -> None:
-        done = 0
-        try:
-            with closing(self.opened.bands(self.task.size, self.options.box)) as bands:
-                for band in bands:
-                    if not self._hand_over(band):
-                        return
-                    done += len(band)
-                    report(done / self.task.size[0])
-        except LiifError as error:
-            self.give_up(error)
-        else:
-            self._hand_over(None)
+        """Paint all frames and hand their bands over; an error of it becomes the picture's."""
+        done, rows = 0, self.task.size[0] * len(self.frames)
+        with closing(self._painted()) as bands:
+            while done < rows:
+                band = _guarded(functools.partial(next, bands))
+                if isinstance(band, Exception):
+                    self.give_up(band)
+                    return
+                if not self._hand_over(band):
+                    return
+                done += len(band)
+                self.complete = done == rows
+                report(done / rows)
 
-    def give_up(self, error: BaseException) -> None:
-        """Make the writer fail with ``error``, within its own block, so that nothing is left behind."""
-        self._hand_over(error)
+    def _painted(self) -> Generator[np.ndarray, None, None]:
+        box = self.options.box
+        yield from self._opened.bands(self.task.size, box)
+        for frame in self.frames[1:]:
+            yield from self.upscaler.open(frame, self.engine_bytes).bands(self.task.size, box)
 
-    def _hand_over(self, item: np.ndarray | BaseException | None) -> bool:
-        while not self.gone.is_set():
+    def give_up(self, error: Exception | None = None) -> None:
+        """Make the writer fail with ``error`` unless it has all it needs. Safe at any time, and more than once."""
+        self._failure = self._failure or error or _GivenUpError()
+
+    def _hand_over(self, band: np.ndarray) -> bool:
+        while not self._gone.is_set():
             try:
-                self.bands.put(item, timeout=0.1)
+                self._bands.put(band, timeout=LOOK_S)
             except queue.Full:
                 continue
             return True
         return False
 
     def write(self) -> Result:
+        """Write what is painted. Its errors are in what it returns, but for a broken pipe."""
         task = self.task
-        error: LiifError | None = None
+        error: Exception | None = None
         try:
-            with (
-                _destination(task.output, self.options) as path,
-                open_writer(
-                    path,
-                    task.size,
-                    task.picture,
-                    format=self.options.format,
-                    quality=self.options.quality,
-                    strip=self.options.strip,
-                    budget_bytes=self.writer_bytes,
-                    overwrite=self.options.overwrite or task.output == STANDARD,
-                ) as writer,
-            ):
-                for band in self._taken():
-                    writer.write(band)
-        except LiifError as caught:
+            with _destination(task, self.options) as path:
+                if isinstance(task.picture, Animation):
+                    self._write_animation(path, task.picture)
+                else:
+                    self._write_picture(path, task.picture)
+        except BrokenPipeError:
+            raise
+        except MemoryError:
+            error = MemoryBudgetError(f"{task.output}: out of memory while writing; close other programs")
+        except Exception as caught:
             error = caught
         finally:
-            self.gone.set()
+            self._gone.set()
         seconds = time.perf_counter() - task.started
-        return Result(task.job.source.path, task.output, task.picture.size, task.size, seconds, error)
+        size = self.frames[0].size
+        return Result(task.job.source.path, task.output, size, task.size, seconds, len(self.frames), error)
 
-    def _taken(self) -> Iterator[np.ndarray]:
-        while (item := self.bands.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+    def _write_picture(self, path: Path, picture: Picture) -> None:
+        options = self.options
+        with open_writer(
+            path,
+            self.task.size,
+            picture,
+            format=options.format,
+            quality=options.quality,
+            strip=options.strip,
+            budget_bytes=self.writer_bytes,
+            overwrite=options.overwrite or self.task.output == STANDARD,
+        ) as writer:
+            for band in self._taken(self.task.size[0]):
+                writer.write(band)
 
+    def _write_animation(self, path: Path, animation: Animation) -> None:
+        options = self.options
+        frames = []
+        for frame in animation.frames:
+            pixels = np.concatenate(list(self._taken(self.task.size[0])))
+            like = replace(frame, exif=None, xmp=None) if options.strip else frame
+            frames.append(replace(like, pixels=pixels))
+        write_animation(
+            path,
+            replace(animation, frames=tuple(frames)),
+            format=options.format,
+            quality=options.quality,
+            overwrite=options.overwrite or self.task.output == STANDARD,
+        )
 
-def _read(job: Job, options: Options) -> Picture | LiifError | None:
-    """The picture; None where its output is there already. An error is a value here: it belongs to its job's turn."""
-    output = job.output(options, None)
-    if options.skip_existing and output is not None and output != STANDARD and output.exists():
-        return None
-    limits = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
-    try:
-        return read(sys.stdin.buffer.read() if job.source.path == STANDARD else job.source.path, **limits)
-    except LiifError as error:
-        return error
+    def _taken(self, rows: int) -> Iterator[np.ndarray]:
+        """The bands of so many rows, as they come."""
+        while rows > 0:
+            try:
+                band = self._bands.get(timeout=LOOK_S)
+            except queue.Empty:
+                if self._failure is not None:
+                    raise self._failure from None
+                continue
+            rows -= len(band)
+            yield band
 
 
 def _make_folder(folder: Path, options: Options) -> None:
-    if folder.is_dir() or options.output is None:
+    if folder.is_dir() or not job_makes(folder, options):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -396,15 +472,46 @@ def _make_folder(folder: Path, options: Options) -> None:
 
 
 @contextmanager
-def _destination(output: Path, options: Options) -> Iterator[Path]:
+def _destination(task: _Task, options: Options, *, deliver: bool = True) -> Iterator[Path]:
     """The path to write to; for standard output a temporary one whose content then goes there."""
-    if output != STANDARD:
-        yield output
+    if task.output != STANDARD:
+        yield task.output
         return
-    extension = options.format.lstrip(".") if options.format else "png"
-    with tempfile.TemporaryDirectory(prefix="liif-") as folder:
-        path = Path(folder) / f"picture.{extension}"
-        yield path
+    with _temporary_folder() as folder:
+        path = folder / f"picture.{_standard_format(task, options)}"
+        try:
+            yield path
+        except LiifError as error:
+            raise type(error)(str(error).replace(str(path), "standard output")) from error
+        if deliver:
+            _deliver(path)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    try:
+        holder = tempfile.TemporaryDirectory(prefix="liif-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise cannot_write(Path(tempfile.gettempdir()), error) from None
+    with holder as folder:
+        yield Path(folder)
+
+
+def _standard_format(task: _Task, options: Options) -> str:
+    if options.format is not None:
+        return options.format.lstrip(".").lower()
+    own = isinstance(task.picture, Animation) and task.picture.format in ("GIF", "WEBP")
+    return _first(task.picture).format.lower() if own else "png"
+
+
+def _deliver(path: Path) -> None:
+    if sys.stdout is None:
+        raise OutputError("standard output: is closed")
+    try:
         with path.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)
         sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise cannot_write(Path("standard output"), error) from None

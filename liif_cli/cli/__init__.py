@@ -5,10 +5,12 @@ Errors become exit codes here and nowhere else. Nothing in this package imports 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +18,8 @@ import typer
 from liif_cli import __version__
 from liif_cli.cli.eval import evaluate
 from liif_cli.cli.fetch_weights import fetch_weights
-from liif_cli.cli.upscale import upscale
+from liif_cli.cli.stopping import stoppable
+from liif_cli.cli.upscale import EXAMPLES, upscale
 from liif_cli.errors import LiifError
 
 INTERRUPTED = 130
@@ -28,20 +31,31 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
         try:
-            code = command(**arguments)
+            with stoppable():
+                code = command(**arguments)
         except LiifError as error:
-            print(f"liif: {error}", file=sys.stderr)
+            print(f"liif: {' '.join(str(error).split())}", file=sys.stderr)
             code = error.exit_code
-        except KeyboardInterrupt:
-            print("liif: interrupted", file=sys.stderr)
-            code = INTERRUPTED
+        except KeyboardInterrupt as error:
+            print(f"liif: {error or 'interrupted'}", file=sys.stderr)
+            code = getattr(error, "exit_code", INTERRUPTED)
         except BrokenPipeError:
-            # Whoever read our output has gone. Python would complain again when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print("liif: stopped: whoever read the standard output has gone", file=sys.stderr)
             code = 1
+        _drop_unwritten()
         raise typer.Exit(code or 0)
 
     return run
+
+
+def _drop_unwritten() -> None:
+    """Where standard output takes no more, forget what waits for it: Python would complain again when it ends."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 app = typer.Typer(
@@ -53,7 +67,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(guarded(upscale))
+app.command(epilog=EXAMPLES)(guarded(upscale))
 app.command("fetch-weights")(guarded(fetch_weights))
 app.command("eval")(guarded(evaluate))
 
@@ -73,6 +87,28 @@ def options(
     pass
 
 
-def main() -> None:
-    """The console script."""
-    app(prog_name="liif")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: the command line, or these arguments instead. Ends with SystemExit."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files need not be text in the terminal's encoding.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if os.name == "posix" else "backslashreplace")
+    try:
+        code = app(arguments, prog_name="liif", standalone_mode=False)
+    except _ArgumentsError as error:
+        code = _explain(error)
+    sys.exit(code or 0)
+
+
+# What the parser raises. Its own base class, wherever this version of typer keeps that.
+_ArgumentsError: type[Any] = typer.BadParameter.__bases__[0]
+
+
+def _explain(error: Any) -> int:
+    """Say in one line what is wrong with the arguments."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        command = error.ctx.command_path if error.ctx is not None else "liif"
+        print(f"liif: {' '.join(error.format_message().split())} (see {command} --help)", file=sys.stderr)
+    return int(error.exit_code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,40 +12,75 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from liif_cli.errors import InputError, OutputError, UsageError
+from liif_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from liif_cli.batch import Job, Options, Result
+    from liif_cli.jobs import Job, Options
 
-SIZE, MODEL, OUTPUT, RUNNING = "Size (give one)", "Model and machine", "Output", "Batches"
+SIZE, OUTPUT, MODEL, RUNNING = "Size (give one)", "Output", "Model and machine", "Batches"
+
+EXAMPLES = """[bold]Size[/bold]
+liif upscale photo.jpg --scale 2.7
+liif upscale photo.jpg --longest 4000
+liif upscale photo.jpg --box 100,50,164,86 --size 1920x1080
+
+[bold]Output[/bold]
+liif upscale photo.jpg --scale 4 -o big.tif
+liif upscale photo.png --scale 2 --format webp --quality 90
+curl -s URL | liif upscale - --scale 2 > big.png
+
+[bold]Batches[/bold]
+liif upscale holiday -r --scale 2 -o enlarged --skip-existing
+liif upscale 'scans/*.tif' --width 3000 --dry-run
+find . -name '*.jpg' -print0 | liif upscale --files-from - --scale 2 --json
+
+[bold]Exit codes[/bold]
+0 all done, 1 some inputs failed, 2 wrong usage, 3 model, 4 out of memory, 5 cannot write, 130 interrupted
+"""
+
+# Without a word for its value, as it takes none.
+_flag = functools.partial(typer.Option, metavar="")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number.") from None
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]{1,12}", text.strip()):
+        raise typer.BadParameter(f"{text!r} is not a whole number.")
+    return int(text)
 
 
 def upscale(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Pictures, folders, patterns, or - for standard input.")
-    ],
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="PATH",
-            help="File or folder to write to, or - for standard output. [default: beside the input, NAME_x2.7.png]",
-            rich_help_panel=OUTPUT,
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT", help="Pictures, folders, patterns, or - for standard input.", show_default=False
         ),
     ] = None,
-    scale: Annotated[float | None, typer.Option(metavar="F", help="Factor, such as 2.7.", rich_help_panel=SIZE)] = None,
+    scale: Annotated[
+        float | None, typer.Option(parser=_number, metavar="F", help="Factor, such as 2.7.", rich_help_panel=SIZE)
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(metavar="WxH", help="Exact size in pixels; may change the proportions.", rich_help_panel=SIZE),
     ] = None,
-    width: Annotated[int | None, typer.Option(metavar="W", help="Width in pixels.", rich_help_panel=SIZE)] = None,
-    height: Annotated[int | None, typer.Option(metavar="H", help="Height in pixels.", rich_help_panel=SIZE)] = None,
+    width: Annotated[
+        int | None, typer.Option(parser=_whole, metavar="W", help="Width in pixels.", rich_help_panel=SIZE)
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(parser=_whole, metavar="H", help="Height in pixels.", rich_help_panel=SIZE)
+    ] = None,
     longest: Annotated[
-        int | None, typer.Option(metavar="N", help="Longer side in pixels.", rich_help_panel=SIZE)
+        int | None, typer.Option(parser=_whole, metavar="N", help="Longer side in pixels.", rich_help_panel=SIZE)
     ] = None,
     megapixels: Annotated[
-        float | None, typer.Option(metavar="F", help="Size in millions of pixels.", rich_help_panel=SIZE)
+        float | None,
+        typer.Option(parser=_number, metavar="F", help="Size in millions of pixels.", rich_help_panel=SIZE),
     ] = None,
     box: Annotated[
         str | None,
@@ -53,6 +90,44 @@ def upscale(
             rich_help_panel=SIZE,
         ),
     ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="PATH",
+            help="File to write, folder to write into (made if need be), or - for standard output."
+            " \\[default: beside the input, as NAME_x2.7.png]",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EXT",
+            help="png, jpg, webp, tif, avif, gif, bmp or dzi. \\[default: by -o, else png; animations keep theirs]",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=100, help="Of formats with loss, 1 to 100.", rich_help_panel=OUTPUT),
+    ] = None,
+    strip: Annotated[
+        bool, _flag("--strip", help="Leave EXIF and XMP out; the colour profile stays.", rich_help_panel=OUTPUT)
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        _flag(
+            "--overwrite", help="Replace outputs that are there already; else they are refused.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
+    skip_existing: Annotated[
+        bool,
+        _flag("--skip-existing", help="Leave out inputs whose output is there already.", rich_help_panel=OUTPUT),
+    ] = False,
     model: Annotated[
         str,
         typer.Option(
@@ -60,7 +135,7 @@ def upscale(
             "--model",
             metavar="NAME|FILE",
             envvar="LIIF_MODEL",
-            help="A name from `liif fetch-weights --list`, a checkpoint, or a training run's folder.",
+            help="A name from liif fetch-weights --list, a checkpoint, or a training run's folder.",
             rich_help_panel=MODEL,
         ),
     ] = "default",
@@ -84,103 +159,204 @@ def upscale(
         typer.Option(
             metavar="SIZE",
             envvar="LIIF_MEMORY",
-            help="Most memory to use, such as 4G. [default: half of what is free, 4G at most]",
+            help="Most memory to use, such as 4G. \\[default: half of what is free, 4G at most]",
             rich_help_panel=MODEL,
+            show_default=False,
         ),
     ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(metavar="EXT", help="png, jpg, webp, tif, avif, dzi, ...", rich_help_panel=OUTPUT),
-    ] = None,
-    quality: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, max=100, help="Of formats with loss, 1 to 100.", rich_help_panel=OUTPUT),
-    ] = None,
-    strip: Annotated[
-        bool, typer.Option("--strip", help="Leave EXIF and XMP out; the colour profile stays.", rich_help_panel=OUTPUT)
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace outputs that are there already.", rich_help_panel=OUTPUT)
-    ] = False,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave out inputs whose output is there.", rich_help_panel=OUTPUT)
-    ] = False,
     recursive: Annotated[
-        bool, typer.Option("-r", "--recursive", help="Look in folders within folders.", rich_help_panel=RUNNING)
+        bool,
+        _flag("-r", "--recursive", help="Look in folders within folders; -o keeps the tree.", rich_help_panel=RUNNING),
+    ] = False,
+    files_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Read more inputs from FILE, one a line or separated by zero bytes; - is standard input.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        _flag("--dry-run", help="Say what would be written, and write nothing.", rich_help_panel=RUNNING),
     ] = False,
     fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="Stop at the first picture that fails.", rich_help_panel=RUNNING)
+        bool, _flag("--fail-fast", help="Stop at the first picture that fails.", rich_help_panel=RUNNING)
     ] = False,
     max_pixels: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Refuse inputs with more pixels than this.", rich_help_panel=RUNNING),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Refuse inputs with more pixels than this. \\[default: 268435456, 16384 x 16384]",
+            rich_help_panel=RUNNING,
+            show_default=False,
+        ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a picture.", rich_help_panel=RUNNING)
-    ] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=RUNNING)] = False,
+    as_json: Annotated[bool, _flag("--json", help="Print one JSON object a picture.", rich_help_panel=RUNNING)] = False,
+    quiet: Annotated[bool, _flag("-q", "--quiet", help="Print errors only.", rich_help_panel=RUNNING)] = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Say more, and show errors' tracebacks.", rich_help_panel=RUNNING)
+        bool,
+        _flag("-v", "--verbose", help="Say what runs where, and show errors' tracebacks.", rich_help_panel=RUNNING),
     ] = False,
 ) -> int:
     """Make pictures larger: to any size, sharper than interpolation.
 
     [bold]liif upscale photo.jpg --scale 2.7[/bold] writes photo_x2.7.png beside it.
+
+    Colour profile, EXIF, 16 bits, transparency and all frames of animations are kept.
+    A format that cannot hold them is refused.
     """
+    _check_usage(inputs or [], files_from, output, as_json=as_json)
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing contradict each other; give one")
-    sizes = {"scale": scale, "size": _parse_size(size), "width": width, "height": height, "longest": longest}
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose contradict each other; give one")
+    sizes: dict[str, Any] = {
+        "scale": scale,
+        "size": _parse_size(size),
+        "width": width,
+        "height": height,
+        "longest": longest,
+        "megapixels": megapixels,
+    }
+    _check_sizes(sizes)
     window = _parse_box(box)
 
-    from liif_cli import batch
-    from liif_cli.upscaler import Sizing, load
+    from liif_cli import jobs as planning
+    from liif_cli.engine import Box
+    from liif_cli.images import DEFAULT_MAX_PIXELS
+    from liif_cli.upscaler import Sizing
 
-    sizing = Sizing(**sizes, megapixels=megapixels)  # type: ignore[arg-type]
-    sizing.resolve((1, 1))  # a wrong size is said before anything else is done
-    options = batch.Options(
-        sizing=sizing,
-        box=window,
-        output=None if output is None else _output_path(output),
+    into_folder = output is not None and output.endswith(("/", "\\"))
+    options = planning.Options(
+        sizing=Sizing(**sizes),
+        box=None if window is None else Box(*window),
+        output=None if output is None else planning.STANDARD if output == "-" else Path(output),
+        into_folder=into_folder,
         format=format,
         quality=quality,
         overwrite=overwrite,
         skip_existing=skip_existing,
         strip=strip,
-        max_pixels=max_pixels,
+        max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
     )
-    sources = batch.find_sources(inputs, recursive=recursive)
-    jobs = batch.plan_jobs(sources, options)
-    if not jobs:
-        raise InputError("nothing to do: every input is itself an output of this command")
-    upscaler = load(model, device=device, precision=precision, memory=memory)
-    report = _Report(len(jobs), options, as_json=as_json, quiet=quiet, verbose=verbose, model=model)
-    with report:
-        results = batch.run(jobs, upscaler, options, report, fail_fast=fail_fast, limit_process=memory is not None)
-    report.summary(results, len(jobs))
-    return _exit_code(results)
+    apart = None if output in (None, "-") else options.output
+    sources = planning.find_sources(inputs or [], recursive=recursive, files=_listed(files_from), apart=apart)
+    plan = planning.plan_jobs(sources, options)
+    _note_left_out(plan.left_out, quiet=quiet)
+    if not plan.jobs:
+        raise InputError("nothing to do: " + ("the list is empty" if not sources else "every input is an output"))
+    if dry_run:
+        return _preview(plan.jobs, options, model, as_json=as_json, quiet=quiet)
+    return _run(
+        plan.jobs,
+        options,
+        {"model": model, "device": device, "precision": precision, "memory": memory},
+        {"as_json": as_json, "quiet": quiet, "verbose": verbose},
+        fail_fast=fail_fast,
+    )
 
 
-def _output_path(text: str) -> Path:
-    # A trailing slash says "folder", and a path would forget it.
-    path = Path(text)
-    if text.endswith(("/", "\\")):
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{path}: the folder cannot be made: {error.strerror}") from None
-    return path
+def _run(
+    jobs: Sequence[Job], options: Options, loading: dict[str, Any], saying: dict[str, bool], *, fail_fast: bool
+) -> int:
+    from liif_cli import batch
+    from liif_cli.cli.batch_report import Report, complain, exit_code
+    from liif_cli.jobs import STANDARD
+    from liif_cli.upscaler import load
+
+    to_stdout = jobs[0].exact == STANDARD
+    if to_stdout and sys.stdout is not None and sys.stdout.isatty():
+        raise UsageError("-o -: standard output is a terminal; add > FILE, or name a file with -o")
+    if to_stdout and saying["as_json"]:
+        raise UsageError("--json and a picture on standard output do not go together; name a file with -o")
+    upscaler = load(**loading)
+    if saying["verbose"]:
+        mib = upscaler.working_bytes() >> 20
+        complain(f"model {upscaler.source} on {upscaler.device} in {upscaler.dtype}, within {mib} MiB")
+    report = Report(len(jobs), model=loading["model"], picture_to_stdout=to_stdout, **saying)
+    try:
+        with report:
+            results = batch.run(
+                jobs, upscaler, options, report, fail_fast=fail_fast, limit_process=loading["memory"] is not None
+            )
+    except KeyboardInterrupt:
+        report.interrupted()
+        raise
+    report.summary()
+    return exit_code(results)
+
+
+def _preview(jobs: Sequence[Job], options: Options, model: str, *, as_json: bool, quiet: bool) -> int:
+    import json
+
+    from liif_cli.cli.batch_report import exit_code, preview_line, record, say, words
+    from liif_cli.jobs import preview
+
+    previews = []
+    for job in jobs:
+        found = preview(job, options)
+        previews.append(found)
+        if found.error is not None:
+            print(words(found.source, found.error), file=sys.stderr, flush=True)
+        if as_json:
+            say(json.dumps(record(found, model)))
+        elif found.error is None and not quiet:
+            say(preview_line(found))
+    return exit_code(previews)
+
+
+def _check_usage(inputs: Sequence[str], files_from: str | None, output: str | None, *, as_json: bool) -> None:
+    if not inputs and files_from is None:
+        raise UsageError(
+            "nothing to upscale: name pictures, folders or patterns, as in: liif upscale photo.jpg --scale 2.7"
+            " (liif upscale --help has more)"
+        )
+    if output == "":
+        raise UsageError("-o '': name a file or a folder")
+    if "" in inputs:
+        raise UsageError("'': an input needs a name")
+    reads_stdin = "-" in inputs
+    if reads_stdin and files_from == "-":
+        raise UsageError("- and --files-from - both want standard input; give one")
+    if (reads_stdin or files_from == "-") and sys.stdin is not None and sys.stdin.isatty():
+        raise UsageError("-: standard input is a terminal; pipe something in, as in: liif upscale - < photo.jpg")
+    if output == "-" and as_json:
+        raise UsageError("--json and -o - both want standard output; name a file with -o")
+
+
+def _check_sizes(sizes: dict[str, Any]) -> None:
+    """Say what is wrong with a size before anything else is done, in the words it was asked for with."""
+    given = {name: value for name, value in sizes.items() if value is not None}
+    if len(given) != 1:
+        got = " and ".join(f"--{name}" for name in given)
+        options = ", ".join(f"--{name}" for name in sizes)
+        question = f"{got} contradict each other" if given else "how large shall it be?"
+        raise UsageError(f"{question}; give one of {options}")
+    for name, value in given.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if not 0 < number < math.inf:
+                raise UsageError(f"--{name} {_as_given(value)}: must be above 0 and finite")
+            if number > 2**31:
+                raise UsageError(f"--{name} {_as_given(value)}: larger than any picture")
+
+
+def _as_given(value: Any) -> str:
+    return f"{value[1]}x{value[0]}" if isinstance(value, tuple) else f"{value:g}"
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    width, cross, height = text.lower().replace("×", "x").partition("x")
-    if not cross or not width.isascii() or not (width.isdigit() and height.isdigit()):
+    match = re.fullmatch(r"([0-9]{1,12})[x×]([0-9]{1,12})", text.strip().lower())
+    if match is None:
         raise UsageError(f"--size {text!r}: write it as width x height in pixels, such as 1920x1080")
-    return int(height), int(width)
+    return int(match[2]), int(match[1])
 
 
-def _parse_box(text: str | None) -> Any:
+def _parse_box(text: str | None) -> tuple[float, float, float, float] | None:
+    """(top, left, bottom, right) of what is written as left,top,right,bottom."""
     if text is None:
         return None
     try:
@@ -189,108 +365,25 @@ def _parse_box(text: str | None) -> Any:
         raise UsageError(
             f"--box {text!r}: write it as left,top,right,bottom in pixels, such as 100,50,400,250"
         ) from None
-    from liif_cli.engine import Box
-
-    return Box(top, left, bottom, right)
-
-
-def _exit_code(results: Sequence[Result]) -> int:
-    """0, or the failures' own code where nothing else happened, or 1: some inputs failed."""
-    codes = {result.error.exit_code for result in results if result.error is not None}
-    if not codes:
-        return 0
-    all_failed = all(result.error is not None for result in results)
-    return codes.pop() if all_failed and len(codes) == 1 else 1
+    if not (0 <= left < right < math.inf and 0 <= top < bottom < math.inf):
+        raise UsageError(f"--box {text}: is empty or upside down; it is left,top,right,bottom from the top left corner")
+    return top, left, bottom, right
 
 
-class _Report:
-    """Results to standard output; everything else to standard error, progress only where a person looks on."""
+def _listed(files_from: str | None) -> list[Path]:
+    if files_from is None:
+        return []
+    from liif_cli.jobs import listed, standard_input
 
-    def __init__(self, count: int, options: Options, *, as_json: bool, quiet: bool, verbose: bool, model: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.count = count
-        self.as_json = as_json
-        self.quiet = quiet
-        self.verbose = verbose
-        self.model = model
-        self.to_stdout = options.output is not None and str(options.output) == "-"
-        self.console = Console(stderr=True, highlight=False)
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=quiet or not self.console.is_terminal,
-        )
-        self.task = self.progress.add_task("", total=count)
-        self.done = 0
-
-    def __enter__(self) -> None:
-        self.progress.start()
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
-
-    def started(self, job: Job) -> None:
-        self.progress.update(self.task, description=job.source.path.name)
-
-    def painted(self, job: Job, share: float) -> None:
-        # What is painted still has to be written: a job counts as done when it is.
-        self.progress.update(self.task, completed=max(self.done, min(self.done + share, self.count)))
-
-    def finished(self, result: Result) -> None:
-        self.done += 1
-        self.progress.update(self.task, completed=self.done)
-        if self.as_json and not self.to_stdout:
-            print(json.dumps(self._record(result)), flush=True)
-        if result.error is not None:
-            print(f"liif: {result.error}", file=sys.stderr, flush=True)
-            if self.verbose:
-                import traceback
-
-                traceback.print_exception(result.error)
-        elif not self.as_json and not self.quiet and not self.to_stdout:
-            print(_line(result), flush=True)
-
-    def _record(self, result: Result) -> dict[str, Any]:
-        def as_list(size: tuple[int, int] | None) -> dict[str, int] | None:
-            return None if size is None else {"width": size[1], "height": size[0]}
-
-        return {
-            "input": str(result.source),
-            "output": None if result.output is None or result.error is not None else str(result.output),
-            "input_size": as_list(result.size),
-            "output_size": as_list(result.output_size),
-            "seconds": round(result.seconds, 3),
-            "model": self.model,
-            "skipped": result.skipped,
-            "error": None if result.error is None else str(result.error),
-        }
-
-    def summary(self, results: Sequence[Result], jobs: int) -> None:
-        if jobs == 1 or self.quiet:
-            return
-        failed = [result for result in results if result.error is not None]
-        skipped = sum(result.skipped for result in results)
-        written = len(results) - len(failed) - skipped
-        parts = [f"{written} written"]
-        if skipped:
-            parts.append(f"{skipped} there already")
-        if failed:
-            parts.append(f"{len(failed)} failed: " + ", ".join(str(result.source) for result in failed[:10]))
-        if jobs > len(results):
-            parts.append(f"{jobs - len(results)} not tried")
-        print(f"liif: {jobs} pictures, " + ", ".join(parts), file=sys.stderr)
+    try:
+        return listed(standard_input().read() if files_from == "-" else Path(files_from).read_bytes())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--files-from {files_from}: cannot be read: {reason}") from None
 
 
-def _line(result: Result) -> str:
-    if result.skipped:
-        return f"{result.output}  there already"
-    assert result.size is not None
-    assert result.output_size is not None
-    (height, width), (out_height, out_width) = result.size, result.output_size
-    return f"{result.output}  {out_width}x{out_height} from {width}x{height} in {result.seconds:.1f} s"
+def _note_left_out(paths: Sequence[Path], *, quiet: bool) -> None:
+    if paths and not quiet:
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        names = ", ".join(map(str, paths[:3]))
+        print(f"liif: left out, being outputs of other inputs here: {names}{more}", file=sys.stderr)

@@ -1,0 +1,242 @@
+"""What a batch says: results to standard output, all else to standard error, progress where a person looks on."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from liif_cli.errors import LiifError, OutputError
+from liif_cli.files import cannot_write
+
+if TYPE_CHECKING:
+    from liif_cli.batch import Result
+    from liif_cli.jobs import Job, Preview
+
+NARROW = 80  # columns; below, the bar gives way to the words
+NAMED_FAILURES = 20
+
+
+class Report:
+    """A listener of a batch. As a context it shows one progress over all pictures, with the time left."""
+
+    def __init__(
+        self, count: int, *, model: str, as_json: bool, quiet: bool, verbose: bool, picture_to_stdout: bool
+    ) -> None:
+        self.count = count
+        self.model = model
+        self.as_json = as_json
+        self.quiet = quiet
+        self.verbose = verbose
+        self.picture_to_stdout = picture_to_stdout
+        self.results: list[Result] = []
+        self.began = time.monotonic()
+        self.console = Console(stderr=True, highlight=False)
+        self.progress = Progress(
+            *_columns(count, narrow=self.console.width < NARROW),
+            console=self.console,
+            transient=True,
+            disable=quiet or not self.console.is_terminal,
+            # Results are for standard output even while a bar is drawn on standard error.
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self.task = self.progress.add_task("", total=count)
+
+    def __enter__(self) -> Report:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def started(self, job: Job) -> None:
+        """See ``batch.Listener``."""
+        self.progress.update(self.task, description=job.source.path.name)
+
+    def painted(self, job: Job, share: float) -> None:
+        """See ``batch.Listener``."""
+        # What is painted still has to be written: a picture counts as done when it is.
+        self.progress.update(self.task, completed=min(len(self.results) + share, self.count))
+
+    def finished(self, result: Result) -> None:
+        """See ``batch.Listener``."""
+        self.results.append(result)
+        self.progress.update(self.task, completed=len(self.results))
+        if result.error is not None:
+            self._complain(result.source, result.error)
+        if self.as_json:
+            self._say(json.dumps(record(result, self.model)))
+        elif result.error is None and not self.quiet and not self.picture_to_stdout:
+            self._say(line(result))
+
+    def summary(self) -> None:
+        """Say how the batch went, where it was one."""
+        if self.count > 1 and not self.quiet:
+            if self.console.is_terminal:
+                self.console.print(summary_table(self.results, self.count, time.monotonic() - self.began))
+            else:
+                complain(summary_line(self.results, self.count))
+
+    def interrupted(self) -> None:
+        """Say what became of the batch before it was stopped."""
+        if self.count > 1:
+            complain(f"{summary_line(self.results, self.count)}; run it again with --skip-existing to go on")
+
+    def _say(self, text: str) -> None:
+        if self.progress.live.is_started and sys.stdout.isatty():
+            self._above(text)
+        else:
+            say(text)
+
+    def _complain(self, source: Path, error: Exception) -> None:
+        text = words(source, error)
+        if self.progress.live.is_started:
+            self._above(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+        # Bugs of ours keep their traceback.
+        if self.verbose or not isinstance(error, LiifError):
+            traceback.print_exception(error)
+
+    def _above(self, text: str) -> None:
+        """Print above the bar, as it is: not coloured, not wrapped."""
+        self.progress.console.print(Text(text), soft_wrap=True)
+
+
+def _columns(count: int, *, narrow: bool) -> list[Any]:
+    room = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    columns: list[Any] = [TextColumn("{task.description}", markup=False, table_column=room)]
+    if not narrow:
+        columns.append(BarColumn(24))
+    columns.append(MofNCompleteColumn() if count > 1 else TaskProgressColumn())
+    return [*columns, TimeRemainingColumn(), TextColumn("left")]
+
+
+def say(text: str) -> None:
+    """Print a result. Raises BrokenPipeError where nobody listens any more, OutputError where it cannot be written."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise cannot_write(Path("standard output"), error) from None
+
+
+def complain(text: str) -> None:
+    """Print a line to standard error."""
+    print(f"liif: {text}", file=sys.stderr, flush=True)
+
+
+def words(source: Path, error: Exception) -> str:
+    """One line for an error, which names the input."""
+    if isinstance(error, LiifError):
+        text = " ".join(str(error).split())
+        # An output's name says enough, and comes first in its errors.
+        named = str(source) in text or isinstance(error, OutputError)
+        return f"liif: {text}" if named else f"liif: {source}: {text}"
+    return f"liif: {source}: a mistake of liif's own, {type(error).__name__}; please report it with what follows"
+
+
+def line(result: Result) -> str:
+    """One line for what was written, or was there."""
+    if result.skipped:
+        return f"{result.output}  there already"
+    assert result.size is not None
+    assert result.output_size is not None
+    (height, width), (out_height, out_width) = result.size, result.output_size
+    return (
+        f"{result.output}  {out_width}x{out_height} from {width}x{height}{_frames(result.frames)}"
+        f" in {result.seconds:.1f} s"
+    )
+
+
+def _frames(count: int) -> str:
+    return f", {count} frames" if count > 1 else ""
+
+
+def preview_line(preview: Preview) -> str:
+    """One line for what would be written."""
+    if preview.skipped:
+        return f"{preview.output}  there already"
+    assert preview.size is not None
+    assert preview.output_size is not None
+    (height, width), (out_height, out_width) = preview.size, preview.output_size
+    name = "standard output" if str(preview.output) == "-" else preview.output
+    return f"{name}  {out_width}x{out_height} from {preview.source} {width}x{height}{_frames(preview.frames)}"
+
+
+def record(result: Result | Preview, model: str) -> dict[str, Any]:
+    """What --json prints."""
+
+    def as_object(size: tuple[int, int] | None) -> dict[str, int] | None:
+        return None if size is None else {"width": size[1], "height": size[0]}
+
+    made = result.output is not None and result.error is None
+    seconds = getattr(result, "seconds", None)
+    return {
+        "input": str(result.source),
+        "output": str(result.output) if made else None,
+        "input_size": as_object(result.size),
+        "output_size": as_object(result.output_size),
+        "frames": result.frames,
+        "seconds": None if seconds is None else round(seconds, 3),
+        "model": model,
+        "skipped": result.skipped,
+        "error": None if result.error is None else words(result.source, result.error).removeprefix("liif: "),
+    }
+
+
+def counts(results: Sequence[Result], count: int) -> Mapping[str, int]:
+    """How many pictures came to which end; ends that none came to are left out, but for the good one."""
+    failed = sum(result.error is not None for result in results)
+    skipped = sum(result.skipped for result in results)
+    ends = {
+        "written": len(results) - failed - skipped,
+        "there already": skipped,
+        "failed": failed,
+        "not tried": count - len(results),
+    }
+    return {end: number for end, number in ends.items() if number or end == "written"}
+
+
+def summary_line(results: Sequence[Result], count: int) -> str:
+    """The summary for logs."""
+    parts = ", ".join(f"{number} {end}" for end, number in counts(results, count).items())
+    failed = [str(result.source) for result in results if result.error is not None]
+    named = ", ".join(failed[:NAMED_FAILURES]) + (", ..." if len(failed) > NAMED_FAILURES else "")
+    return f"{count} pictures: {parts}" + (f" ({named})" if failed else "")
+
+
+def summary_table(results: Sequence[Result], count: int, seconds: float) -> Table:
+    """The summary for terminals: how many came to which end, then every failure by name."""
+    minutes, rest = divmod(round(seconds), 60)
+    title = f"{count} pictures in {minutes}:{rest:02d} min" if minutes else f"{count} pictures in {seconds:.1f} s"
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    colours = {"written": "green", "failed": "red"}
+    for end, number in counts(results, count).items():
+        table.add_row(str(number), Text(end, style=colours.get(end, "")))
+    for result in [result for result in results if result.error is not None][:NAMED_FAILURES]:
+        assert result.error is not None
+        table.add_row("", Text(words(result.source, result.error).removeprefix("liif: "), style="dim"))
+    return table
+
+
+def exit_code(results: Sequence[Result | Preview]) -> int:
+    """0; or the code of the failures where it is the same for all of them; or 1: some inputs failed."""
+    errors = [result.error for result in results if result.error is not None]
+    codes = {error.exit_code if isinstance(error, LiifError) else 1 for error in errors}
+    if not codes:
+        return 0
+    return codes.pop() if len(codes) == 1 else 1

@@ -1,0 +1,343 @@
+"""What is to be done, settled before any of it is: the inputs that are meant, and the name of every output.
+
+Nothing here decodes a picture. Headers are read where a name or a plan depends on them.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from liif_cli.engine import Box, Size
+from liif_cli.errors import InputError, LiifError, UsageError
+from liif_cli.files import already_there, temporary_beside
+from liif_cli.images import (
+    DEFAULT_MAX_PIXELS,
+    EXTENSIONS,
+    Header,
+    check_animation,
+    check_output,
+    format_of,
+    read_header,
+)
+from liif_cli.upscaler import Sizing, box_size
+
+STANDARD = Path("-")  # standard input or output
+# Pictures that may move keep their format, where none is asked for; all others become PNG.
+_OWN_EXTENSION = {"GIF": ".gif", "WEBP": ".webp"}
+_MAY_MOVE = (".gif", ".webp", ".png", ".apng")
+
+
+class Source(NamedTuple):
+    """An input and where it stood below the folder that was named, if one was. ``problem``: why there is none."""
+
+    path: Path
+    below: Path = Path()
+    problem: InputError | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What shall become of each picture."""
+
+    sizing: Sizing
+    box: Box | None = None
+    output: Path | None = None  # a file, a folder, "-", or None: beside the input
+    into_folder: bool = False  # whether ``output`` is meant as a folder, be it there or not
+    format: str | None = None  # an extension; None: PNG, or what ``output`` says
+    quality: int | None = None
+    overwrite: bool = False
+    skip_existing: bool = False
+    strip: bool = False
+    max_pixels: int | None = DEFAULT_MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Job:
+    """An input and the name of what it becomes, as far as that is known without its size."""
+
+    source: Source
+    folder: Path
+    stem: str
+    extension: str | None  # None: standard output, whose format waits for the picture
+    exact: Path | None = None  # the output's whole name where the user gave it
+
+    def output(self, options: Options, size: Size | None) -> Path | None:
+        """The file it becomes; None where the name tells pixels and these are not known yet."""
+        if self.exact is not None:
+            return self.exact
+        label = options.sizing.label
+        if label is None:
+            if size is None:
+                return None
+            label = f"{size[1]}x{size[0]}"
+        return self.folder / f"{self.stem}_{label}{self.extension}"
+
+
+class Plan(NamedTuple):
+    """``left_out``: inputs that are themselves outputs of others in the list, from an earlier run."""
+
+    jobs: list[Job]
+    left_out: list[Path]
+
+
+def listed(content: bytes) -> list[Path]:
+    """The paths in a list, one a line, or separated by zero bytes as ``find -print0`` has them."""
+    separator = b"\0" if b"\0" in content else b"\n"
+    lines = (line.removesuffix(b"\r") if separator == b"\n" else line for line in content.split(separator))
+    return [_plain(os.fsdecode(line)) for line in lines if line.strip()]
+
+
+def _plain(text: str) -> Path:
+    # A file that is really called "-" stays apart from standard input.
+    path = Path(text)
+    return Path.cwd() / path if path == STANDARD else path
+
+
+def find_sources(
+    inputs: Sequence[str], *, recursive: bool, files: Iterable[Path] = (), apart: Path | None = None
+) -> list[Source]:
+    """Files, folders, globs and ``-`` to a list of inputs, in order, none twice; then ``files``, which are no patterns.
+
+    What is missing or empty stays in the list, to be reported when its turn comes. ``apart``, the folder where outputs
+    go, is passed over where it lies within a folder that is looked through.
+    """
+    found: dict[str, Source] = {}
+    meant = [source for text in inputs for source in _meant(text, recursive, apart)]
+    meant += [source for path in files for source in _in_folder_or_itself(path, recursive, apart)]
+    for source in meant:
+        found.setdefault("-" if source.path == STANDARD else _place(source.path), source)
+    return list(found.values())
+
+
+def _meant(text: str, recursive: bool, apart: Path | None) -> list[Source]:
+    if text == "-":
+        return [Source(STANDARD)]
+    if not os.path.lexists(text) and glob.has_magic(text):
+        matches = sorted(map(_plain, glob.glob(text, recursive=True)))  # noqa: PTH207  patterns may be absolute
+        if pictures := [Source(item) for item in matches if _is_picture_name(item)]:
+            return pictures
+        return [Source(_plain(text), problem=InputError(f"{text}: no picture matches this pattern"))]
+    return _in_folder_or_itself(_plain(text), recursive, apart)
+
+
+def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> list[Source]:
+    if not os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises on names that are too long
+        return [Source(path)]
+    pictures = []
+    unreadable: list[OSError] = []
+    for folder, folders, names in os.walk(path, onerror=unreadable.append):
+        # Hidden folders hold thumbnails and the like.
+        kept = [name for name in sorted(folders) if recursive and not name.startswith(".")]
+        folders[:] = [name for name in kept if apart is None or _place(Path(folder, name)) != _place(apart)]
+        items = (Path(folder, name) for name in sorted(names))
+        pictures += [Source(item, item.parent.relative_to(path)) for item in items if _is_picture_name(item)]
+    problems = [
+        Source(Path(error.filename), problem=InputError(f"{error.filename}: cannot be read: {error.strerror}"))
+        for error in unreadable
+    ]
+    if pictures or problems:
+        return pictures + problems
+    hint = "" if recursive else "; add -r to look in its folders too"
+    return [Source(path, problem=InputError(f"{path}: no pictures in this folder{hint}"))]
+
+
+def _is_picture_name(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+
+
+def plan_jobs(sources: Sequence[Source], options: Options) -> Plan:
+    """Name every output before any work is done.
+
+    Raises UsageError for outputs that cannot be told apart or formats that cannot be written.
+    """
+    exact = _exact_output(sources, options)
+    jobs = [_job(source, exact, options) for source in sources]
+    jobs, left_out = _without_outputs(jobs, options)
+    _refuse_collisions(jobs)
+    return Plan(jobs, left_out)
+
+
+def _exact_output(sources: Sequence[Source], options: Options) -> Path | None:
+    """The one file or stream that all goes to, or None where each input has its own name."""
+    output, wanted = options.output, options.format
+    if wanted is not None:
+        format_of(Path(f"--format {wanted}"), wanted)
+    if output is None and any(source.path == STANDARD for source in sources):
+        if len(sources) > 1:
+            raise UsageError("-: say with -o in which folder the picture from standard input goes")
+        output = STANDARD
+    if output is None:
+        return None
+    if output == STANDARD:
+        if len(sources) > 1:
+            raise UsageError(f"-o -: standard output takes one picture, and there are {len(sources)}; name a folder")
+        if wanted is not None and format_of(Path(), wanted).name == "DeepZoom":
+            raise UsageError("-o -: a DeepZoom pyramid is a folder of files; name a file that ends in .dzi")
+        return STANDARD
+    if _is_folder(output, sources, options):
+        if output.exists() and not output.is_dir():
+            raise UsageError(f"-o {output}: is a file, and a folder is needed here")
+        return None
+    if len(sources) > 1:
+        raise UsageError(f"-o {output}: {len(sources)} pictures do not go into one file; name a folder")
+    if output.suffix.lower() in EXTENSIONS and wanted and format_of(output).name != format_of(output, wanted).name:
+        raise UsageError(f"-o {output}: its extension and --format {wanted} contradict each other; drop one")
+    format_of(output, wanted)
+    return output
+
+
+def _is_folder(output: Path, sources: Sequence[Source], options: Options) -> bool:
+    """Whether ``-o`` names a folder: one that is there, a name without an ending, or where a tree is to be kept."""
+    if options.into_folder or output.is_dir() or any(source.below != Path() for source in sources):
+        return True
+    known = output.suffix.lower() in EXTENSIONS or (output.suffix and len(sources) == 1)
+    return not output.is_file() and not known
+
+
+def _job(source: Source, exact: Path | None, options: Options) -> Job:
+    output = options.output
+    folder = source.path.parent if output is None else output / source.below
+    extension = f".{options.format.lstrip('.').lower()}" if options.format else _natural_extension(source)
+    if source.path == STANDARD:
+        return Job(source, folder, "stdin", extension or (None if exact == STANDARD else ".png"), exact)
+    return Job(source, folder, source.path.stem, extension or ".png", exact)
+
+
+def _natural_extension(source: Source) -> str | None:
+    if source.path == STANDARD:
+        return None
+    if source.path.suffix.lower() in _MAY_MOVE and source.problem is None and source.path.is_file():
+        try:
+            header = read_header(source.path, max_pixels=None)
+        except InputError:
+            return ".png"  # it will be reported at its turn
+        if header.frames > 1:
+            return _OWN_EXTENSION.get(header.format, ".png")
+    return ".png"
+
+
+def _without_outputs(jobs: list[Job], options: Options) -> Plan:
+    label = re.escape(options.sizing.label) if options.sizing.label else r"\d+x\d+"
+    made = {(_place(job.folder), job.stem, job.extension) for job in jobs if job.exact is None}
+
+    def is_output(job: Job) -> bool:
+        path = job.source.path
+        match = re.fullmatch(rf"(.+)_{label}", path.stem)
+        return match is not None and (_place(path.parent), match[1], path.suffix.lower()) in made
+
+    left_out = [job.source.path for job in jobs if is_output(job)]
+    return Plan([job for job in jobs if not is_output(job)], left_out)
+
+
+def _place(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100  links are not followed: they are names of their own
+
+
+def _refuse_collisions(jobs: Sequence[Job]) -> None:
+    taken: dict[tuple[str, str, str | None], Job] = {}
+    for job in jobs:
+        # Names that differ in case only are one file on many systems.
+        key = (_place(job.folder), job.stem.casefold(), job.extension)
+        other = taken.setdefault(key, job)
+        if other is not job and job.source.problem is None and other.source.problem is None:
+            raise UsageError(
+                f"{other.source.path} and {job.source.path} would both be written as {job.stem}_...{job.extension}"
+                f" in {job.folder}; rename one, or upscale them into different folders"
+            )
+
+
+class _StandardInput(io.BytesIO):
+    name = "standard input"  # what errors call it
+
+
+def standard_input() -> io.BytesIO:
+    """All of standard input. Raises InputError where it is closed or cannot be read."""
+    if sys.stdin is None:
+        raise InputError("standard input: is closed")
+    try:
+        return _StandardInput(sys.stdin.buffer.read())
+    except (OSError, ValueError) as error:
+        raise InputError(f"standard input: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+class Preview(NamedTuple):
+    """What would become of a job: as ``batch.Result``, by headers alone."""
+
+    source: Path
+    output: Path | None
+    size: Size | None
+    output_size: Size | None
+    frames: int = 1
+    error: LiifError | None = None
+    skipped: bool = False
+
+
+def preview(job: Job, options: Options) -> Preview:
+    """Say what a job would write, or why it would not, as far as the header of its input tells."""
+    path = job.source.path
+    try:
+        if job.source.problem is not None:
+            raise job.source.problem
+        header = read_header(standard_input() if path == STANDARD else path, max_pixels=options.max_pixels)
+    except LiifError as error:
+        return Preview(path, None, None, None, error=error)
+    output: Path | None = None
+    size: Size | None = None
+    try:
+        size = output_size(header.size, options)
+        output = job.output(options, size)
+        assert output is not None
+        if options.skip_existing and output != STANDARD and os.path.isfile(output):  # noqa: PTH113
+            return Preview(path, output, header.size, size, header.frames, skipped=True)
+        if output != STANDARD:
+            _check_preview(output, size, header, options)
+    except LiifError as error:
+        return Preview(path, output, header.size, size, header.frames, error=error)
+    return Preview(path, output, header.size, size, header.frames)
+
+
+def output_size(image: Size, options: Options) -> Size:
+    """The size that a picture of ``image`` size becomes.
+
+    Raises InputError for a box that is not inside it, UsageError for a size that is none.
+    """
+    box = options.box
+    if box is not None and not (box.bottom <= image[0] and box.right <= image[1]):
+        raise InputError(
+            f"the box {box.left:g},{box.top:g},{box.right:g},{box.bottom:g} (left, top, right, bottom) is not inside"
+            f" the picture of {image[1]}x{image[0]} pixels"
+        )
+    return options.sizing.resolve(box_size(image, box))
+
+
+def _check_preview(output: Path, size: Size, header: Header, options: Options) -> None:
+    if os.path.isfile(output) and not options.overwrite:  # noqa: PTH113  Path's raises on names that are too long
+        raise already_there(output)
+    # Folders that the run itself would make: the question goes to the nearest one that is there.
+    folder = output.parent
+    while not folder.exists() and job_makes(folder, options):
+        folder = folder.parent
+    asked = temporary_beside(folder / output.name)
+    moves = header.frames > 1
+    wanted = options.format or output.suffix
+    try:
+        if moves:
+            check_animation(asked, size, header.blank(), format=wanted)
+        else:
+            check_output(asked, size, header.blank(), format=wanted, strip=options.strip)
+    except LiifError as error:
+        raise type(error)(str(error).replace(str(asked), str(output))) from None
+
+
+def job_makes(folder: Path, options: Options) -> bool:
+    """Whether a folder that is missing is made for its outputs: the one given with ``-o``, and the tree in it."""
+    output = options.output
+    return output is not None and output != STANDARD and (folder == output or output in folder.parents)

@@ -63,20 +63,24 @@ def upscale(
         ),
     ] = None,
     scale: Annotated[
-        float | None, typer.Option(parser=_number, metavar="F", help="Factor, such as 2.7.", rich_help_panel=SIZE)
+        float | None,
+        typer.Option(parser=_number, metavar="F", help="Factor, such as 2.7.", rich_help_panel=SIZE),
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(metavar="WxH", help="Exact size in pixels; may change the proportions.", rich_help_panel=SIZE),
     ] = None,
     width: Annotated[
-        int | None, typer.Option(parser=_whole, metavar="W", help="Width in pixels.", rich_help_panel=SIZE)
+        int | None,
+        typer.Option(parser=_whole, metavar="W", help="Width in pixels.", rich_help_panel=SIZE),
     ] = None,
     height: Annotated[
-        int | None, typer.Option(parser=_whole, metavar="H", help="Height in pixels.", rich_help_panel=SIZE)
+        int | None,
+        typer.Option(parser=_whole, metavar="H", help="Height in pixels.", rich_help_panel=SIZE),
     ] = None,
     longest: Annotated[
-        int | None, typer.Option(parser=_whole, metavar="N", help="Longer side in pixels.", rich_help_panel=SIZE)
+        int | None,
+        typer.Option(parser=_whole, metavar="N", help="Longer side in pixels.", rich_help_panel=SIZE),
     ] = None,
     megapixels: Annotated[
         float | None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import json
 import tomllib
 import types
 import typing
@@ -19,19 +21,35 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SampleRule:
-    """How training samples are drawn (``data.py``)."""
+    """How training samples are drawn (``data.py``).
 
+    ``kind`` is "crops" (the paper's: a crop of a picture, at a random scale), "resized" (the paper's size-varied
+    ground truth: the square in the middle of a picture, its truth's size growing with the picture's number) or
+    "picture" (pixels of one picture, which is fitted).
+    """
+
+    kind: str = "crops"
     low_res_side: int = 48  # pixels a side of the network's input
+    queries: int = 2304  # pixels of the truth asked in a step; 0 asks them all, where the scale is always the same
+    augment: str = "all"  # "all" flips and transposes, "mirror" mirrors left and right, "none"
+    # Of crops: the range of scales, and the pictures' chances. A picture is drawn with a probability proportional to
+    # its number of pixels to this power: 0 treats all alike, as the official recipe does (its pictures are of one
+    # size), 1 all pixels.
     scale_min: float = 1.0
     scale_max: float = 4.0
-    queries: int = 2304  # pixels of the crop asked in a step
-    # A picture is drawn with a probability proportional to its number of pixels to this power: 0 treats all pictures
-    # alike, as the official recipe does (its pictures are of one size), 1 all pixels.
     area_power: float = 0.0
+    # Of resized: pixels a side of the first and the last picture's truth, and to what all of them are enlarged again
+    # for a network of one scale (0: they are not).
+    size_min: int = 32
+    size_max: int = 256
+    truth_side: int = 0
 
     @property
     def largest_crop(self) -> int:
-        return round(self.low_res_side * self.scale_max)
+        """What each side of a picture must have, in pixels."""
+        if self.kind == "picture":
+            return 1
+        return self.size_max if self.kind == "resized" else round(self.low_res_side * self.scale_max)
 
 
 @dataclass(frozen=True)
@@ -57,22 +75,94 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """How ``--val`` is scored: the evaluation protocol on these pictures at these scales."""
+
+    every: int = 0  # iterations; 0 scores at the end only
+    scales: tuple[float, ...] = (2.0, 3.0, 4.0)
+    pictures: int = 10  # the first so many of the folder; 0 takes all
+    crop: int = 0  # only the square of this side in the middle of each picture, which is faster; 0 takes all of it
+    channel: str = "rgb"  # "rgb" with a border of scale + 6, as DIV2K is scored; "y" with a border of scale
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run, all of it."""
 
     model: dict[str, Any]  # the official {"name": ..., "args": {...}}
     iterations: int = 1_000_000
-    batch: int = 16
+    batch: int = 16  # samples a step, over all processes
+    accumulate: int = 1  # parts a process computes its share of the batch in, one after the other, to save memory
     seed: int = 0
     sample: SampleRule = field(default_factory=SampleRule)
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
+    validation: Validation = field(default_factory=Validation)
     ema: float = 0.0  # decay of the averaged weights that are exported; 0 exports the weights themselves
     residual_start: float = 1.0  # size at which the last convolution of each residual block starts; gentler below 1
-    precision: str = "float32"
+    precision: str = "float32"  # of the network's arithmetic: "float32", "bfloat16" or "auto"
+    compile: str = "auto"  # torch.compile: "auto" (on CUDA), "on" or "off"
     save_every: int = 1000
-    validate_every: int = 0  # iterations; 0 validates at the end only
+    log_every: int = 20
     description: str = ""
+
+
+def _at_least(where: str, value: float, least: float) -> None:
+    if not value >= least:  # also refuses what is not a number
+        raise UsageError(f"{where} = {value!r}: it must be at least {least:g}")
+
+
+def _one_of(where: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{where} = {value!r}: use one of {', '.join(known)}")
+
+
+def check(config: TrainConfig) -> TrainConfig:
+    """The configuration itself, if its values make sense. Raises UsageError naming the first that does not."""
+    sample, optimiser, schedule, validation = config.sample, config.optimiser, config.schedule, config.validation
+    _one_of("sample.kind", sample.kind, ("crops", "resized", "picture"))
+    _one_of("sample.augment", sample.augment, ("all", "mirror", "none"))
+    _one_of("optimiser.name", optimiser.name, ("adam", "muon"))
+    _one_of("schedule.name", schedule.name, ("cosine", "step"))
+    _one_of("validation.channel", validation.channel, ("rgb", "y"))
+    _one_of("precision", config.precision, ("auto", "float32", "bfloat16"))
+    _one_of("compile", config.compile, ("auto", "on", "off"))
+    counts = {"iterations": config.iterations, "batch": config.batch, "accumulate": config.accumulate,
+              "save_every": config.save_every, "log_every": config.log_every,
+              "sample.low_res_side": sample.low_res_side, "sample.size_min": sample.size_min}  # fmt: skip
+    for where, count in counts.items():
+        _at_least(where, count, 1)
+    others = {"seed": config.seed, "sample.queries": sample.queries, "sample.area_power": sample.area_power,
+              "sample.truth_side": sample.truth_side, "optimiser.learning_rate": optimiser.learning_rate,
+              "optimiser.muon_rate": optimiser.muon_rate, "optimiser.clip_norm": optimiser.clip_norm,
+              "optimiser.skip_loss": optimiser.skip_loss, "schedule.warmup": schedule.warmup,
+              "schedule.final": schedule.final, "schedule.factor": schedule.factor,
+              "validation.every": validation.every, "validation.pictures": validation.pictures,
+              "validation.crop": validation.crop, "ema": config.ema,
+              "residual_start": config.residual_start}  # fmt: skip
+    for where, value in others.items():
+        _at_least(where, value, 0)
+    _at_least("sample.scale_min", sample.scale_min, 1)
+    _at_least("sample.scale_max", sample.scale_max, sample.scale_min)
+    _at_least("sample.size_max", sample.size_max, sample.size_min)
+    for scale in validation.scales:
+        _at_least("validation.scales", scale, 1)
+    if config.ema >= 1:
+        raise UsageError(f"ema = {config.ema!r}: it must be below 1, such as 0.999")
+    if config.batch % config.accumulate:
+        raise UsageError(f"accumulate = {config.accumulate}: a batch of {config.batch} does not divide into that many")
+    if sample.queries == 0 and not _one_size(sample):
+        raise UsageError(
+            "sample.queries = 0 asks every pixel, for which all samples of a batch must be of one size:"
+            " give the number of queries, or one scale (sample.scale_min = sample.scale_max)"
+        )
+    return config
+
+
+def _one_size(sample: SampleRule) -> bool:
+    if sample.kind == "crops":
+        return sample.scale_min == sample.scale_max
+    return sample.kind == "picture" or bool(sample.truth_side) or sample.size_min == sample.size_max
 
 
 def presets() -> list[str]:
@@ -84,25 +174,61 @@ def presets() -> list[str]:
 def load_train(name: str, overrides: Iterable[str] = ()) -> TrainConfig:
     """A preset by name, or a TOML file by path, with ``key.path=value`` overrides.
 
+    A file that says ``extends = "PRESET"`` begins with that preset's settings (``extends = "./other.toml"``: with
+    another file's, seen from its own folder). Its tables are merged into the inherited ones, but for a table with a
+    ``name`` of its own: another network, optimiser or schedule replaces the whole of the inherited one.
+
     Raises UsageError for an unknown preset, key or value.
     """
+    values = _read(name, ())
+    for override in overrides:
+        _override(values, override)
+    return check(from_mapping(TrainConfig, values, name))
+
+
+def _read(name: str, children: tuple[str, ...]) -> dict[str, Any]:
+    if name in children:
+        raise UsageError(f"{name}: extends itself, by way of {' and '.join(children)}")
     known = presets()
     if name in known:
         text = (resources.files("liif_cli") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-    elif name.endswith(".toml"):
+    elif name.endswith((".toml", ".json")):
         try:
             text = Path(name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"{name}: cannot be read: {error.strerror}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not text"
+            raise UsageError(f"{name}: cannot be read: {reason}") from None
     else:
-        raise UsageError(f"unknown preset {name!r}: use one of {', '.join(known)}, or the path of a .toml file")
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"unknown preset {name!r}; {meant}use one of {', '.join(known)}, or the path of a .toml file")
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{name}: not TOML: {error}") from None
-    for override in overrides:
-        _override(values, override)
-    return from_mapping(TrainConfig, values, name)
+        # A run's own config.json trains the same again.
+        values: dict[str, Any] = json.loads(text) if name.endswith(".json") else tomllib.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{name}: not {name.rpartition('.')[2].upper()}: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{name}: expected a table of settings")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if not isinstance(parent, str):
+        raise UsageError(f"{name}: extends = {parent!r}: name one preset or file")
+    if parent not in known and name not in known:
+        parent = str(Path(name).parent / parent)
+    return _merged(_read(parent, (*children, name)), values)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``changes`` laid over ``base``, table by table; a table that names its own kind replaces the other."""
+    result = dict(base)
+    for key, value in changes.items():
+        below = result.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and "name" not in value:
+            result[key] = _merged(below, value)
+        else:
+            result[key] = value
+    return result
 
 
 def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -143,6 +269,8 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         return None if value is None else _checked(options[0], value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():  # 1e5 means a number of iterations as well
+        return int(value)
     plain = origin or hint
     if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
         raise UsageError(f"{where}: expected {getattr(plain, '__name__', plain)}, not {value!r}")

@@ -1,16 +1,22 @@
 """Pictures for training: any folder of them, decoded once, and the paper's samples drawn from it.
 
 A sample (paper, section 4.1): a scale ``s`` drawn from a range, a square crop of ``round(low_res_side * s)`` pixels,
-its bicubic reduction as the input, and some of the crop's pixels, by their coordinates, as the queries to answer.
+its bicubic reduction as the input, and some of the crop's pixels, by their coordinates, as the queries to answer. Of
+the size-varied task (section 4.2): the square in the middle of a picture, reduced to the input and to a truth whose
+side grows with the picture's number. For fitting one picture: its own pixels.
+
+Drawing (random numbers, copies out of the memory-mapped store) is the host's work, in a thread beside the training;
+reducing, looking up the queries' colours and all arithmetic are the training device's, a batch at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,19 +24,22 @@ from torch import Tensor
 
 from liif_cli.config import SampleRule
 from liif_cli.errors import InputError, LiifError
-from liif_cli.files import atomic_path
+from liif_cli.files import atomic_path, cannot_write
 from liif_cli.images import Picture, read
-from liif_cli.resize import bicubic_reduce_batch
+from liif_cli.resize import bicubic_reduce_batch, pil_bicubic
 
 Size = tuple[int, int]  # (height, width)
 
+DECODED_AT_ONCE = 16
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".heic"})
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All pictures below a folder, by their file names' endings, in a fixed order. Raises InputError where there are
-    none."""
+    """All pictures below a folder, by their file names' endings, in a fixed order; of a file, the file. Raises
+    InputError where there are none."""
     folder = Path(folder)
+    if folder.is_file():
+        return [folder]
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name one with pictures in it")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
@@ -70,61 +79,106 @@ class PictureStore:
 
 
 def open_store(
-    folder: Path, cache: Path, *, smallest_side: int = 1, progress: Callable[[int, int], None] | None = None
+    folder: Path,
+    cache: Path,
+    *,
+    smallest_side: int = 1,
+    square: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> PictureStore:
-    """Decode all pictures of ``folder`` into ``cache`` (a folder, never inside the data), or find them there.
+    """Decode all pictures of ``folder``, or the one it names, into ``cache``, or find them there.
 
-    Pictures that cannot be read or have a side under ``smallest_side`` are left out and said in ``skipped``. A change
-    of any file's name, size or time makes a new store. ``progress`` is told (decoded, of how many).
+    Pictures that cannot be read or have a side under ``smallest_side`` are left out and said in ``skipped``. With
+    ``square`` only the largest square in the middle of each picture is kept, reduced to that side. A change of any
+    file's name, size or time makes a new store. ``progress`` is told (decoded, of how many).
 
-    Raises InputError when no picture is left.
+    Raises InputError when no picture is left and OutputError when the cache cannot be written.
     """
     folder = Path(folder)
     files = image_files(folder)
-    stamp = [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    key = hashlib.sha256(json.dumps([str(folder.resolve()), stamp]).encode()).hexdigest()[:16]
+    root = folder if folder.is_dir() else folder.parent
+    stamp = [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    key = hashlib.sha256(json.dumps([str(root.resolve()), square, stamp]).encode()).hexdigest()[:16]
     store, index = cache / f"{key}.rgb", cache / f"{key}.json"
-    if not index.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        _decode(folder, files, store, index, progress)
-    content = json.loads(index.read_text())
+    content = _index(index, store)
+    if content is None:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            _decode(root, files, square, store, index, progress)
+        except OSError as error:
+            raise cannot_write(store, error) from error
+        content = json.loads(index.read_text())
     skipped, offsets, sizes, start = list(content["skipped"]), [], [], 0
-    for name, height, width in content["pictures"]:
-        if min(height, width) >= smallest_side:
+    for name, height, width, was in content["pictures"]:
+        if min(was) >= smallest_side:
             offsets.append(start)
             sizes.append((height, width))
         else:
-            skipped.append(f"{name}: {width}x{height} is smaller than the largest crop, {smallest_side} pixels a side")
+            skipped.append(f"{name}: {was[1]}x{was[0]} is smaller than the {smallest_side} pixels a side that are used")
         start += height * width * 3
     if not sizes:
         raise InputError(
             f"{folder}: no picture can be used, {skipped[0]}; add larger pictures,"
-            " or train with a smaller low_res_side or scale_max"
+            " or train with a smaller sample.low_res_side or sample.scale_max"
         )
     return PictureStore(np.memmap(store, np.uint8, mode="r"), offsets, sizes, skipped)
 
 
+def _index(index: Path, store: Path) -> dict[str, list[Any]] | None:
+    """What a store holds; None where there is none, or not all of it."""
+    try:
+        content: dict[str, list[Any]] = json.loads(index.read_text())
+        whole = sum(height * width * 3 for _, height, width, _ in content["pictures"]) == store.stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return content if whole else None
+
+
 def _decode(
-    folder: Path, files: Sequence[Path], store: Path, index: Path, progress: Callable[[int, int], None] | None
+    root: Path,
+    files: Sequence[Path],
+    square: int | None,
+    store: Path,
+    index: Path,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
-    pictures: list[tuple[str, int, int]] = []
+    def decode(path: Path) -> tuple[np.ndarray, Size] | str:
+        try:
+            pixels = rgb8(read(path))
+        except LiifError as error:
+            return str(error)
+        size = (pixels.shape[0], pixels.shape[1])
+        return (pixels if square is None else middle_square(pixels, square)), size
+
+    pictures: list[tuple[str, int, int, Size]] = []
     skipped: list[str] = []
-    with atomic_path(store, overwrite=True) as temporary, temporary.open("wb") as out:
-        for number, path in enumerate(files):
-            try:
-                pixels = rgb8(read(path))
-            except LiifError as error:
-                skipped.append(str(error))
-            else:
-                out.write(pixels.tobytes())
-                pictures.append((str(path.relative_to(folder)), *pixels.shape[:2]))
-            if progress is not None:
-                progress(number + 1, len(files))
-    if not pictures:
-        raise InputError(f"{folder}: none of the {len(files)} pictures in it can be read; the first: {skipped[0]}")
+    with atomic_path(store, overwrite=True) as temporary, temporary.open("wb") as out, ThreadPoolExecutor() as pool:
+        done = 0
+        for first in range(0, len(files), DECODED_AT_ONCE):  # no more than these are in memory
+            some = files[first : first + DECODED_AT_ONCE]
+            for path, result in zip(some, pool.map(decode, some), strict=True):
+                if isinstance(result, str):
+                    skipped.append(result)
+                else:
+                    pixels, size = result
+                    out.write(pixels.tobytes())
+                    pictures.append((str(path.relative_to(root)), *pixels.shape[:2], size))
+                done += 1
+                if progress is not None:
+                    progress(done, len(files))
+        if not pictures:
+            raise InputError(f"{root}: none of the {len(files)} pictures in it can be read; the first: {skipped[0]}")
     # The index last: a store without one does not count.
     with atomic_path(index, overwrite=True) as temporary:
         temporary.write_text(json.dumps({"pictures": pictures, "skipped": skipped}))
+
+
+def middle_square(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The largest square in the middle of a picture, reduced to ``side`` pixels by PIL's bicubic."""
+    height, width = pixels.shape[:2]
+    length = min(height, width)
+    top, left = (height - length) // 2, (width - length) // 2
+    return pil_bicubic(np.ascontiguousarray(pixels[top : top + length, left : left + length]), (side, side))
 
 
 def rgb8(picture: Picture) -> np.ndarray:
@@ -136,11 +190,22 @@ def rgb8(picture: Picture) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(colours, (*pixels.shape[:2], 3)))
 
 
+class Draw(NamedTuple):
+    """A batch as the host draws it: what has to be copied to the device, and no more."""
+
+    truths: Tensor  # (B, H, W, 3) uint8; what lies beyond a sample's size is padding
+    sizes: list[Size]  # of the parts of ``truths`` that count
+    sides: list[int]  # resized: pixels a side of each sample's truth
+    uniform: Tensor | None  # (B, Q) float32 in [0, 1): where in its stretch of pixels a query lies; None asks all
+
+
 class Sampler:
     """Draws batches from a store. The same ``seed`` and step give the same batch, whatever was drawn before, so that a
     resumed run needs no random state and each process of several can draw its own share."""
 
     def __init__(self, store: PictureStore, rule: SampleRule, *, seed: int = 0) -> None:
+        if rule.kind == "picture" and len(store) != 1:
+            raise InputError(f"one picture is fitted, and there are {len(store)}: name one file")
         self.store = store
         self.rule = rule
         self.seed = seed
@@ -150,38 +215,109 @@ class Sampler:
 
     def batch(self, step: int, numbers: Sequence[int], device: torch.device) -> Batch:
         """Samples ``numbers`` (their places in the global batch) of one step, on ``device``."""
-        crops, draws = [], []
-        pad = self.rule.largest_crop
-        padded = torch.zeros(len(numbers), pad, pad, 3, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        return self.finish(self.draw(step, numbers, pin=device.type == "cuda"), device)
+
+    def batches(self, step: int, numbers: Sequence[int], device: torch.device) -> Iterator[Batch]:
+        """Batches from ``step`` on, without end. The next one is drawn in a thread while this one is used."""
+        pin = device.type == "cuda"
+        with ThreadPoolExecutor(1, thread_name_prefix="liif-draw") as pool:
+            coming: Future[Draw] = pool.submit(self.draw, step, numbers, pin=pin)
+            while True:
+                drawn, step = coming.result(), step + 1
+                coming = pool.submit(self.draw, step, numbers, pin=pin)
+                yield self.finish(drawn, device)
+
+    def draw(self, step: int, numbers: Sequence[int], *, pin: bool = False) -> Draw:
+        """The host's part of a batch."""
+        rule = self.rule
+        sizes, sides, uniform = [], [], []
+        pad = (rule.largest_crop, rule.largest_crop) if rule.kind != "picture" else self.store.sizes[0]
+        truths = torch.zeros(len(numbers), *pad, 3, dtype=torch.uint8, pin_memory=pin)
+        padded = truths.numpy()
         for place, number in enumerate(numbers):
             draw = np.random.default_rng((self.seed, step, number))
-            side = round(self.rule.low_res_side * draw.uniform(self.rule.scale_min, self.rule.scale_max))
-            padded[place, :side, :side] = torch.from_numpy(self._crop(draw, side))
-            crops.append(side)
-            draws.append(draw.random(self.rule.queries, dtype=np.float32))
-        high_res = padded.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
-        sides = torch.tensor(crops, device=device)
-        low_res = bicubic_reduce_batch(high_res, crops, self.rule.low_res_side) / 255
-        # Queries: one pixel out of each of Q equal stretches of the crop's pixels. Each pixel is as likely as any
-        # other, and at scale 1 every pixel is asked exactly once, as drawing without replacement has it.
-        uniform = torch.from_numpy(np.stack(draws)).to(device)
-        stretch = (sides * sides)[:, None].double() / self.rule.queries
-        pixel = ((torch.arange(self.rule.queries, device=device) + uniform.double()) * stretch).long()
-        pixel = torch.minimum(pixel, (sides * sides - 1)[:, None])
-        row, column = pixel // sides[:, None], pixel % sides[:, None]
-        values = high_res.flatten(2).gather(2, (row * pad + column)[:, None].expand(-1, 3, -1))
-        coords = (2 * torch.stack([row, column], dim=-1) + 1) / sides[:, None, None] - 1
-        cell = (2 * self.rule.low_res_side / sides)[:, None].expand(-1, 2)
-        return Batch(low_res, coords.float(), cell, values.permute(0, 2, 1).float() / 255)
+            truth, side = self._truth(draw)
+            height, width = truth.shape[:2]
+            padded[place, :height, :width] = truth
+            sizes.append((height, width))
+            sides.append(side)
+            if rule.queries:
+                uniform.append(draw.random(rule.queries, dtype=np.float32))
+        return Draw(truths, sizes, sides, torch.from_numpy(np.stack(uniform)) if uniform else None)
 
-    def _crop(self, draw: np.random.Generator, side: int) -> np.ndarray:
-        picture = self.store[min(int(np.searchsorted(self.cumulated, draw.random())), len(self.store) - 1)]
-        top, left = (int(draw.integers(0, length - side + 1)) for length in picture.shape[:2])
-        crop = picture[top : top + side, left : left + side]
-        if draw.random() < 0.5:
-            crop = crop[::-1]
-        if draw.random() < 0.5:
-            crop = crop[:, ::-1]
-        if draw.random() < 0.5:
-            crop = crop.transpose(1, 0, 2)
-        return np.ascontiguousarray(crop)
+    def finish(self, drawn: Draw, device: torch.device) -> Batch:
+        """The device's part of a batch."""
+        rule = self.rule
+        truths = drawn.truths.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+        sizes = drawn.sizes
+        if rule.kind == "picture":  # nothing is encoded
+            low_res = torch.zeros(len(truths), 3, 1, 1, device=device)
+        else:
+            low_res = bicubic_reduce_batch(truths, [height for height, _ in sizes], rule.low_res_side) / 255
+        if rule.kind == "resized":
+            truths, sizes = _resized(truths, drawn.sides, rule.truth_side)
+        extent = torch.tensor(sizes, device=device)  # (B, 2)
+        row, column = _places(extent, drawn.uniform)
+        values = truths.flatten(2).gather(2, (row * truths.shape[-1] + column)[:, None].expand(-1, 3, -1))
+        coords = (2 * torch.stack([row, column], dim=-1) + 1) / extent[:, None] - 1
+        cell = 2 * torch.tensor(low_res.shape[-2:], device=device) / extent
+        return Batch(low_res, coords.float(), cell.float(), values.permute(0, 2, 1).float() / 255)
+
+    def _truth(self, draw: np.random.Generator) -> tuple[np.ndarray, int]:
+        """A picture or a crop of one, augmented, and the side its truth is to have."""
+        rule = self.rule
+        if rule.kind == "crops":
+            side = round(rule.low_res_side * draw.uniform(rule.scale_min, rule.scale_max))
+            picture = self.store[self._number(draw)]
+            top, left = (int(draw.integers(0, length - side + 1)) for length in picture.shape[:2])
+            return self._augmented(draw, picture[top : top + side, left : left + side]), side
+        number = self._number(draw)
+        share = number / max(1, len(self.store) - 1)
+        side = round(rule.size_min + (rule.size_max - rule.size_min) * share)
+        return self._augmented(draw, self.store[number]), side
+
+    def _number(self, draw: np.random.Generator) -> int:
+        return min(int(np.searchsorted(self.cumulated, draw.random(), side="right")), len(self.store) - 1)
+
+    def _augmented(self, draw: np.random.Generator, truth: np.ndarray) -> np.ndarray:
+        rule = self.rule.augment
+        if rule == "all" and draw.random() < 0.5:
+            truth = truth[::-1]
+        if rule != "none" and draw.random() < 0.5:
+            truth = truth[:, ::-1]
+        if rule == "all" and draw.random() < 0.5:
+            truth = truth.transpose(1, 0, 2)
+        return truth
+
+
+def _places(extent: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows and columns, (B, Q), of the pixels asked in samples of ``extent`` (B, 2).
+
+    One pixel out of each of Q equal stretches of a sample's pixels, row by row. Each pixel is as likely as any other,
+    and where there are as many queries as pixels every one is asked exactly once, as drawing without replacement has
+    it. Neighbouring queries read neighbouring codes, which caches like.
+    """
+    count = extent.prod(dim=1, keepdim=True)
+    if uniform is None:
+        pixel = torch.arange(int(count[0]), device=extent.device).expand(len(extent), -1)
+    else:
+        number = torch.arange(uniform.shape[1], device=extent.device)
+        drawn = uniform.to(extent.device, non_blocking=True)
+        if extent.device.type != "mps":  # which has no float64; in float32 a place may be the next one
+            drawn = drawn.double()
+        pixel = ((number + drawn) * (count.to(drawn.dtype) / uniform.shape[1])).long()
+        pixel = torch.minimum(pixel, count - 1)
+    return pixel // extent[:, 1:], pixel % extent[:, 1:]
+
+
+def _resized(truths: Tensor, sides: Sequence[int], truth_side: int) -> tuple[Tensor, list[Size]]:
+    """Reduce each truth to its own side and, with ``truth_side``, enlarge it again: levels in float, padded."""
+    full = truths.shape[-1]
+    final = [truth_side or side for side in sides]
+    out = torch.zeros(len(truths), 3, max(final), max(final), device=truths.device)
+    for place, side in enumerate(sides):
+        reduced = bicubic_reduce_batch(truths[place : place + 1], [full], side)
+        if truth_side and truth_side != side:
+            reduced = bicubic_reduce_batch(reduced.to(torch.uint8), [side], truth_side)
+        out[place, :, : final[place], : final[place]] = reduced[0]
+    return out, [(side, side) for side in final]

@@ -9,7 +9,7 @@ one; equal shapes are orthogonalised here as one batch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -43,46 +43,65 @@ class Muon(torch.optim.Optimizer):
     them Adam's; or none, and all of it is Adam's."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.99)) -> None:
-        super().__init__(groups, {"lr": 0.0, "muon_lr": 0.0, "columns": 0, "betas": betas, "eps": 1e-8})
+        super().__init__(groups, {"lr": 0.0, "muon_lr": 0.0, "columns": 0, "betas": betas, "eps": 1e-8, "steps": 0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            same_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            group["steps"] += 1
+            adam: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+            same_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                # A view, not a copy: what is stepped is the parameter itself.
-                matrix = parameter.view(len(parameter), -1) if parameter.ndim > 1 else parameter
-                gradient = parameter.grad.reshape(matrix.shape)
-                columns = min(group["columns"], matrix.shape[1]) if parameter.ndim > 1 else 0
                 state = self.state[parameter]
-                if columns:
-                    muon_part = matrix[:, :columns]
-                    momentum = state.setdefault("momentum", torch.zeros_like(muon_part))
-                    momentum.lerp_(gradient[:, :columns], 1 - MOMENTUM)
-                    ahead = torch.lerp(gradient[:, :columns], momentum, MOMENTUM)
-                    same_shape[ahead.shape[0], ahead.shape[1]].append((muon_part, ahead))
-                if not columns or columns < matrix.shape[1]:
-                    rest = (matrix[:, columns:], gradient[:, columns:]) if columns else (matrix, gradient)
-                    _adam(*rest, state, group["lr"], group["betas"], group["eps"])
-            for (rows, columns), members in same_shape.items():
-                updates = orthogonalise(torch.stack([ahead for _, ahead in members]))
-                rate = group["muon_lr"] * max(1.0, rows / columns) ** 0.5
-                for (matrix, _), update in zip(members, updates, strict=True):
-                    matrix.add_(update, alpha=-rate)
+                columns = group["columns"] if parameter.ndim > 1 else 0
+                if not columns:
+                    adam.append((parameter, parameter.grad, state))
+                    continue
+                # A view, not a copy: what is stepped is the parameter itself.
+                matrix, gradient = parameter.view(len(parameter), -1), parameter.grad.reshape(len(parameter), -1)
+                part = matrix[:, :columns]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(part)
+                same_shape[part.shape].append((part, gradient[:, :columns], state["momentum"]))
+                if columns < matrix.shape[1]:
+                    adam.append((matrix[:, columns:], gradient[:, columns:], state))
+            for shape, members in same_shape.items():
+                _muon(members, group["muon_lr"] * max(1.0, shape[0] / shape[1]) ** 0.5)
+            if adam:
+                _adam(adam, group["steps"], group["lr"], group["betas"], group["eps"])
+
+
+def _muon(members: Sequence[tuple[Tensor, Tensor, Tensor]], rate: float) -> None:
+    """One step of matrices of one shape, (values, gradient, momentum) each: Nesterov momentum, orthogonalised."""
+    values, gradients, momenta = ([member[i] for member in members] for i in range(3))
+    torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+    ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)
+    updates = orthogonalise(torch.stack(list(ahead)))
+    torch._foreach_add_(values, list(updates.unbind()), alpha=-rate)
 
 
 def _adam(
-    values: Tensor, gradient: Tensor, state: dict[str, Any], rate: float, betas: tuple[float, float], eps: float
+    members: Sequence[tuple[Tensor, Tensor, dict[str, Tensor]]],
+    steps: int,
+    rate: float,
+    betas: tuple[float, float],
+    eps: float,
 ) -> None:
-    mean = state.setdefault("mean", torch.zeros_like(values))
-    square = state.setdefault("square", torch.zeros_like(values))
-    state["step"] = step = state.get("step", 0) + 1
-    mean.lerp_(gradient, 1 - betas[0])
-    square.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
-    denominator = (square / (1 - betas[1] ** step)).sqrt_().add_(eps)
-    values.addcdiv_(mean, denominator, value=-rate / (1 - betas[0] ** step))
+    """One step of Adam (Kingma and Ba, 2015, algorithm 1), (values, gradient, state) each."""
+    for member, _, state in members:
+        if "mean" not in state:
+            state["mean"], state["square"] = torch.zeros_like(member), torch.zeros_like(member)
+    values, gradients = [member[0] for member in members], [member[1] for member in members]
+    means, squares = [member[2]["mean"] for member in members], [member[2]["square"] for member in members]
+    torch._foreach_lerp_(means, gradients, 1 - betas[0])
+    torch._foreach_mul_(squares, betas[1])
+    torch._foreach_addcmul_(squares, gradients, gradients, value=1 - betas[1])
+    denominators = list(torch._foreach_div(squares, 1 - betas[1] ** steps))
+    torch._foreach_sqrt_(denominators)
+    torch._foreach_add_(denominators, eps)
+    torch._foreach_addcdiv_(values, means, denominators, value=-rate / (1 - betas[0] ** steps))
 
 
 def make_optimiser(model: Model, config: Optimiser) -> torch.optim.Optimizer:
@@ -90,16 +109,16 @@ def make_optimiser(model: Model, config: Optimiser) -> torch.optim.Optimizer:
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if config.name == "adam":
         groups = [{"params": [parameter for _, parameter in trained], "lr": config.learning_rate}]
-        return with_base_rates(torch.optim.Adam(groups))
+        fused = all(parameter.device.type in ("cpu", "cuda") for _, parameter in trained)
+        return with_base_rates(torch.optim.Adam(groups, fused=fused))
     everything, only_codes, adam = [], [], []
     first, code_columns = _coordinate_layer(model)
     for name, parameter in trained:
         if parameter is first and code_columns:
             only_codes.append(parameter)
         elif parameter.ndim == 1 or parameter.shape[0] == 3 or parameter is first or _is_first_convolution(name):
-            adam.append(
-                parameter
-            )  # biases, the layer that answers with colours, those that are given colours or places
+            # Biases, the layer that answers with colours, those that are given colours or places.
+            adam.append(parameter)
         else:
             everything.append(parameter)
     rates = {"lr": config.learning_rate, "muon_lr": config.muon_rate}

@@ -1,36 +1,50 @@
 """The training loop: step, schedule, averaged weights, checkpoints that resume exactly.
 
-A run is a folder: ``config.json`` (all settings, resolved), ``state.pth`` (everything to go on from), ``log.csv`` and
-``model.safetensors`` (what ``liif upscale -m RUN`` reads).
+A run is a folder:
+
+    config.json         all settings, resolved; `liif train RUN/config.json` trains the same again
+    state.pth           everything to go on from
+    model.safetensors   the model so far, what `liif upscale -m RUN` reads
+    log.csv             iteration, loss, learning rate's share, seconds, and the share of them that waited for data
+    validation.csv      iteration and PSNR at each scale, where there are pictures to validate on
+    sample.png          a crop of one of them: bicubic, the model's, the truth
+
+What a step draws depends on the seed and the step's number alone, so a run that was stopped and resumed computes what
+one that never stopped does. In several processes each computes its share of the same global batch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import math
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from liif_cli import __version__, checkpoint
 from liif_cli.config import Schedule, TrainConfig, to_mapping
 from liif_cli.data import Batch, PictureStore, Sampler
+from liif_cli.distributed import Processes
 from liif_cli.errors import LiifError, ModelError, UsageError
 from liif_cli.files import atomic_path
 from liif_cli.models import Model, build
 from liif_cli.models.encoders.edsr import ResidualBlock
 from liif_cli.models.encoders.rcan import AttentionBlock
 from liif_cli.optim import make_optimiser, set_rates
+from liif_cli.upscaler import choose_precision
+from liif_cli.validate import Scores, Validator, write_png
 
-STATE, CONFIG, LOG = "state.pth", "config.json", "log.csv"
+STATE, CONFIG, LOG, VALIDATION, SAMPLE = "state.pth", "config.json", "log.csv", "validation.csv", "sample.png"
 
 
 class TrainingError(LiifError):
@@ -44,6 +58,33 @@ class Progress(NamedTuple):
     loss: float  # mean since the last report
     rate: float  # learning rate's share of its base
     per_second: float
+    waited: float  # share of the time that was spent waiting for data
+
+
+class Watcher(Protocol):
+    """Is told how a run goes."""
+
+    def progress(self, progress: Progress) -> None:
+        """After each ``log_every`` iterations."""
+
+    def scored(self, iteration: int, scores: Scores) -> None:
+        """After each validation."""
+
+    def note(self, text: str) -> None:
+        """When something else is worth saying."""
+
+
+class Unwatched:
+    """Tells nobody."""
+
+    def progress(self, progress: Progress) -> None:
+        pass
+
+    def scored(self, iteration: int, scores: Scores) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
 
 
 def rate_factor(schedule: Schedule, iteration: int, iterations: int) -> float:
@@ -52,7 +93,9 @@ def rate_factor(schedule: Schedule, iteration: int, iterations: int) -> float:
         return (iteration + 1) / schedule.warmup
     done = (iteration - schedule.warmup) / max(1, iterations - schedule.warmup)
     if schedule.name == "step":
-        return schedule.factor ** sum(done >= milestone for milestone in schedule.milestones)
+        # Shares of the whole run, as the official milestones are; the millionth is for shares that are no binary
+        # fractions.
+        return schedule.factor ** sum(iteration >= share * iterations - 1e-6 for share in schedule.milestones)
     return schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
@@ -66,22 +109,57 @@ def start_gently(model: Model, size: float) -> None:
                 cast(nn.Conv2d, module.body[2]).weight.mul_(size)
 
 
-def predict(model: Model, batch: Batch) -> torch.Tensor:
-    """The network's answers to a batch's queries: (B, Q, 3)."""
-    return model.fold(model.encode(batch.low_res), batch.cell).query(batch.coords)
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """What the network computes in beside float32; None for nothing. "auto" is bfloat16 where it is faster."""
+    if precision == "auto":
+        has = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_prefers_bfloat16(device)
+        return torch.bfloat16 if has else None
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def _cpu_prefers_bfloat16(device: torch.device) -> bool:
+    return device.type == "cpu" and choose_precision("auto", device) == torch.bfloat16
+
+
+class Answers(nn.Module):
+    """The model from a batch to its answers, as one module: what is compiled and shared between processes."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, low_res: Tensor, coords: Tensor, cell: Tensor) -> Tensor:
+        """(B, 3, h, w), (B, Q, 2), (B, 2) to (B, Q, 3)."""
+        return self.model.fold(self.model.encode(low_res), cell).query(coords)
 
 
 class Trainer:
-    """One run's state and the step that advances it."""
+    """One run's state and the step that advances it.
 
-    def __init__(self, config: TrainConfig, store: PictureStore, device: torch.device) -> None:
-        if config.optimiser.name not in ("adam", "muon"):
-            raise UsageError(f"unknown optimiser {config.optimiser.name!r}: use adam or muon")
-        if config.schedule.name not in ("cosine", "step"):
-            raise UsageError(f"unknown schedule {config.schedule.name!r}: use cosine or step")
+    In several processes every one has a Trainer of its own, on its own device, and they step together.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        store: PictureStore,
+        device: torch.device,
+        *,
+        processes: Processes | None = None,
+        watcher: Watcher | None = None,
+    ) -> None:
         self.config = config
         self.device = device
+        self.processes = processes or Processes()
+        self.watcher = watcher or Unwatched()
         self.sampler = Sampler(store, config.sample, seed=config.seed)
+        self.numbers = self.processes.share(config.batch)
+        self.parts = config.accumulate
+        if len(self.numbers) % self.parts:
+            raise UsageError(
+                f"accumulate = {self.parts}: a process's {len(self.numbers)} samples do not divide into so many parts"
+            )
+        self.dtype = autocast_type(config.precision, device)
         torch.manual_seed(config.seed)
         self.model = build(config.model).to(device)
         start_gently(self.model, config.residual_start)
@@ -89,65 +167,134 @@ class Trainer:
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.iteration = 0
         self.skipped = 0  # steps left out because of optimiser.skip_loss
+        self.waited = 0.0  # seconds
+        self.scores: dict[str, dict[str, float]] = {}  # of the last validation, by its name and the scale
+        self._batches: Iterator[Batch] | None = None
+        self._losses: list[Tensor] = []  # of steps whose loss nobody has looked at yet
+        self._network = self._prepared()
+
+    def _prepared(self) -> nn.Module:
+        network: nn.Module = Answers(self.model)
+        if self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda"):
+            network = _Compiled(network, self.watcher)
+        if self.processes.world > 1:
+            ids = [self.device] if self.device.type == "cuda" else None
+            network = nn.parallel.DistributedDataParallel(network, device_ids=ids)
+        return network
 
     def start_from(self, source: checkpoint.Checkpoint, where: str) -> None:
         """Take the weights of a checkpoint as the beginning. Raises ModelError where the networks differ."""
-        if checkpoint.restore(source, where).spec != self.config.model:
+        given, own = checkpoint.restore(source, where), self.model.state_dict()
+        state = given.state_dict()
+        if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
             raise ModelError(f"{where}: holds another network than this run trains; use the preset it was trained with")
-        state = {name: tensor.float() for name, tensor in source.tensors.items()}
         self.model.load_state_dict(state)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
-    def step(self) -> float:
-        """One iteration; returns its loss (L1, on [-1, 1] as the official code has it)."""
+    def step(self) -> None:
+        """One iteration. Its loss is L1 on [-1, 1], as the official code has it; :meth:`losses` tells it.
+
+        Raises TrainingError, here or in :meth:`losses`, when the loss is not a number.
+        """
         config = self.config
         set_rates(self.optimiser, rate_factor(config.schedule, self.iteration, config.iterations))
-        batch = self.sampler.batch(self.iteration, range(config.batch), self.device)
-        dtype = {"bfloat16": torch.bfloat16, "float32": None}[config.precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            answers = predict(self.model, batch)
-        loss = F.l1_loss(answers.float(), batch.high_res) / self.model.deviation
-        value = float(loss.detach())
+        batch = self._next_batch()
+        self.optimiser.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for number in range(self.parts):
+            part = Batch(*(tensor.chunk(self.parts)[number] for tensor in batch))
+            more = number + 1 < self.parts
+            # Processes exchange gradients once a step, with its last part.
+            apart = self._network.no_sync() if more and self.processes.world > 1 else contextlib.nullcontext()  # type: ignore[operator]
+            with apart:
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                    answers = self._network(part.low_res, part.coords, part.cell)
+                loss = F.l1_loss(answers.float(), part.high_res) / self.model.deviation / self.parts
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        self._losses.append(total)
+        # Asking a GPU for a number means waiting for it: there, losses are looked at when they are logged.
+        if self.device.type == "cpu" or config.optimiser.skip_loss:
+            total = self._look(len(self._losses) - 1, self.processes.mean(total))
+            if config.optimiser.skip_loss and float(total) > config.optimiser.skip_loss:
+                self.skipped += 1
+                self.iteration += 1
+                return
+        if config.optimiser.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimiser.clip_norm)
+        self.optimiser.step()
+        self._average()
+        self.iteration += 1
+
+    def losses(self) -> list[float]:
+        """The losses of the steps since this was last asked. Raises TrainingError when one is not a number."""
+        if not self._losses:
+            return []
+        first = self.iteration - len(self._losses)
+        values: list[float] = self.processes.mean(torch.stack(self._losses)).tolist()
+        self._losses.clear()
+        for number, value in enumerate(values):
+            self._finite(value, first + number)
+        return values
+
+    def _look(self, number: int, loss: Tensor) -> Tensor:
+        self._losses[number] = loss
+        self._finite(float(loss), self.iteration)
+        return loss
+
+    def _finite(self, value: float, iteration: int) -> None:
         if not math.isfinite(value):
             raise TrainingError(
-                f"the loss is {value} at iteration {self.iteration}: the run has diverged;"
-                " resume from its last checkpoint with a lower learning rate"
+                f"the loss is {value} at iteration {iteration}: the run has diverged; nothing after its last checkpoint"
+                " was saved; go on from there with a lower optimiser.learning_rate, or with optimiser.clip_norm=1"
             )
-        if config.optimiser.skip_loss and value > config.optimiser.skip_loss:
-            self.skipped += 1
-        else:
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if config.optimiser.clip_norm:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimiser.clip_norm)
-            self.optimiser.step()
-            self._average()
-        self.iteration += 1
-        return value
+
+    def _next_batch(self) -> Batch:
+        since = time.perf_counter()
+        if self._batches is None:
+            self._batches = self.sampler.batches(self.iteration, self.numbers, self.device)
+        batch = next(self._batches)
+        self.waited += time.perf_counter() - since
+        return batch
 
     def _average(self) -> None:
         decay = self.config.ema
         # Early on the average is a plain one, so that the random start is forgotten.
         decay = min(decay, (1 + self.iteration) / (10 + self.iteration)) if decay else 0.0
         with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                self.average[name].lerp_(value, 1 - decay)
+            averages, values = list(self.average.values()), list(self.model.state_dict().values())
+            torch._foreach_lerp_(averages, values, 1 - decay)
 
     def save(self, run: Path) -> None:
-        """Write what the run resumes from, then the model it has so far."""
+        """Write what the run resumes from, then the model it has so far. The first process does, for all."""
+        self._check_before_saving()
+        if not self.processes.first:
+            return
         state = {
             "iteration": self.iteration,
             "skipped": self.skipped,
             "model": self.model.state_dict(),
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
+            "pictures": self._pictures(),
         }
         with atomic_path(run / STATE, overwrite=True) as temporary:
             torch.save(state, temporary)
         checkpoint.write(run / checkpoint.RUN_MODEL, self.exported(), overwrite=True)
 
+    def _check_before_saving(self) -> None:
+        first = self.iteration - len(self._losses)
+        for number, loss in enumerate(self._losses):
+            self._finite(float(loss), first + number)
+
+    def _pictures(self) -> str:
+        """Tells one set of pictures from another, roughly: by their number and sizes."""
+        return hashlib.sha256(json.dumps(list(self.sampler.store.sizes)).encode()).hexdigest()
+
     def exported(self) -> checkpoint.Checkpoint:
-        facts = {"training": {**to_mapping(self.config), "iteration": self.iteration, "version": __version__}}
+        """The model so far, with the facts about it."""
+        training = {**to_mapping(self.config), "iteration": self.iteration, "version": __version__}
+        facts = {"training": training, **({"scores": self.scores} if self.scores else {})}
         return checkpoint.Checkpoint(self.config.model, self.average, facts)
 
     def resume(self, run: Path) -> None:
@@ -157,38 +304,155 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.average, self.iteration, self.skipped = state["average"], state["iteration"], state["skipped"]
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise TrainingError(f"{run / STATE}: cannot be resumed from: {error}") from None
+            same_pictures = state.get("pictures") == self._pictures()
+        except (OSError, KeyError, ValueError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise TrainingError(f"{run / STATE}: cannot be resumed from: {reason}") from None
+        self._batches = None
+        if not same_pictures:
+            self.watcher.note("the pictures are not those that the run began with; it goes on with these")
+
+    def validate(self, validator: Validator, run: Path) -> Scores:
+        """Score the averaged weights, keep the scores for the export, and write a comparison into the run."""
+        model = checkpoint.restore(self.exported(), "this run")
+        scores = validator.scores(model, self.device)
+        self.scores = {validator.name: {scale: round(value, 3) for scale, value in scores.psnr.items()}}
+        write_png(validator.comparison(model, self.device), run / SAMPLE)
+        return scores
 
 
-def run_training(
-    trainer: Trainer, run: Path, *, report: Callable[[Progress], None] = lambda progress: None, report_every: int = 20
-) -> bool:
-    """Train to the configured number of iterations, saving now and then. False when it was asked to stop before."""
-    run.mkdir(parents=True, exist_ok=True)
-    (run / CONFIG).write_text(json.dumps(to_mapping(trainer.config), indent=2))
-    with _stop_signal() as stopped, (run / LOG).open("a", newline="") as log:
-        table = csv.writer(log)
-        if log.tell() == 0:
-            table.writerow(["iteration", "loss", "rate", "seconds"])
-        losses: list[float] = []
-        since = time.perf_counter()
-        while trainer.iteration < trainer.config.iterations:
-            losses.append(trainer.step())
-            if len(losses) == report_every or trainer.iteration == trainer.config.iterations:
-                elapsed = time.perf_counter() - since
-                factor = rate_factor(trainer.config.schedule, trainer.iteration - 1, trainer.config.iterations)
-                mean = sum(losses) / len(losses)
-                table.writerow([trainer.iteration, f"{mean:.6f}", f"{factor:.6f}", f"{elapsed:.3f}"])
-                log.flush()
-                report(Progress(trainer.iteration, mean, factor, len(losses) / elapsed))
-                losses, since = [], time.perf_counter()
-            if trainer.iteration % trainer.config.save_every == 0 or stopped():
+class _Compiled(nn.Module):
+    """A module by way of torch.compile, or as it is where that cannot be done here."""
+
+    def __init__(self, module: nn.Module, watcher: Watcher) -> None:
+        super().__init__()
+        self.module = module
+        self._watcher = watcher
+        self._call: Callable[..., Any] = torch.compile(module)
+        self._proven = False
+
+    def forward(self, *arguments: Tensor) -> Tensor:
+        if self._proven:
+            return cast(Tensor, self._call(*arguments))
+        try:
+            answers = self._call(*arguments)
+        except Exception as error:  # whatever a compiler may raise; the plain module tells what is really wrong
+            self._watcher.note(f"torch.compile does not work here ({type(error).__name__}); going on without it")
+            self._call = self.module
+            answers = self.module(*arguments)
+        self._proven = True
+        return cast(Tensor, answers)
+
+
+def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = None) -> bool:
+    """Train to the configured number of iterations, saving and validating now and then.
+
+    False when the run was asked to stop before, by SIGTERM or Ctrl-C: it has been saved then.
+
+    Raises TrainingError when it diverges.
+    """
+    config, processes = trainer.config, trainer.processes
+    if processes.first:
+        run.mkdir(parents=True, exist_ok=True)
+        with atomic_path(run / CONFIG, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
+    every = config.validation.every
+    on_cpu = trainer.device.type == "cpu"
+    with _stop_signal() as asked, _Log(run, trainer) as log:
+        while trainer.iteration < config.iterations:
+            trainer.step()
+            iteration = trainer.iteration
+            last = iteration == config.iterations
+            if iteration % config.log_every == 0 or last:
+                log.losses()
+            # All processes stop at the same step; to agree, GPUs would have to wait for one another.
+            stop = (on_cpu or iteration % config.log_every == 0 or processes.world == 1) and processes.any(
+                asked(), trainer.device
+            )
+            if validator is not None and (last or (every and iteration % every == 0)) and not stop:
+                log.scores(validator, run)
+            if stop or last or iteration % config.save_every == 0:
                 trainer.save(run)
-                if stopped():
-                    return False
-        trainer.save(run)
+            if stop and not last:
+                return False
     return True
+
+
+class _Log:
+    """The run's tables, and TensorBoard's where it is installed. Only the first process writes."""
+
+    def __init__(self, run: Path, trainer: Trainer) -> None:
+        self.run = run
+        self.trainer = trainer
+        self.board: Any = None
+        self._since = (time.perf_counter(), trainer.waited)
+
+    def __enter__(self) -> _Log:
+        if self.trainer.processes.first:
+            for name in (LOG, VALIDATION):
+                _forget_after(self.run / name, self.trainer.iteration)
+            with contextlib.suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                folder = str(self.run / "tensorboard")
+                self.board = SummaryWriter(folder, purge_step=self.trainer.iteration + 1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.board is not None:
+            self.board.close()
+
+    def losses(self) -> None:
+        trainer = self.trainer
+        losses = trainer.losses()
+        now = (time.perf_counter(), trainer.waited)
+        seconds, waited = now[0] - self._since[0], now[1] - self._since[1]
+        self._since = now
+        if not trainer.processes.first or not losses:
+            return
+        mean = sum(losses) / len(losses)
+        factor = rate_factor(trainer.config.schedule, trainer.iteration - 1, trainer.config.iterations)
+        progress = Progress(trainer.iteration, mean, factor, len(losses) / seconds, waited / seconds)
+        row = {"iteration": trainer.iteration, "loss": f"{mean:.6f}", "rate": f"{factor:.6f}",
+               "seconds": f"{seconds:.3f}", "data": f"{progress.waited:.4f}"}  # fmt: skip
+        _append(self.run / LOG, row)
+        if self.board is not None:
+            self.board.add_scalar("loss", mean, trainer.iteration)
+            self.board.add_scalar("rate", factor, trainer.iteration)
+            self.board.add_scalar("iterations per second", progress.per_second, trainer.iteration)
+        trainer.watcher.progress(progress)
+
+    def scores(self, validator: Validator, run: Path) -> None:
+        trainer = self.trainer
+        if trainer.processes.first:
+            scores = trainer.validate(validator, run)
+            _append(
+                run / VALIDATION, {"iteration": trainer.iteration, **{k: f"{v:.3f}" for k, v in scores.psnr.items()}}
+            )
+            if self.board is not None:
+                for scale, value in scores.psnr.items():
+                    self.board.add_scalar(f"PSNR/{scale}", value, trainer.iteration)
+            trainer.watcher.scored(trainer.iteration, scores)
+        trainer.processes.wait()
+        self._since = (time.perf_counter(), trainer.waited)  # scoring is no training
+
+
+def _append(table: Path, row: dict[str, Any]) -> None:
+    with table.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _forget_after(table: Path, iteration: int) -> None:
+    """Take out the rows of steps that a resumed run does again."""
+    if not table.is_file():
+        return
+    with table.open(newline="") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    with atomic_path(table, overwrite=True) as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *(row for row in rows if row and int(row[0]) <= iteration)])
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from liif_cli import __version__
 from liif_cli.cli.eval import evaluate
 from liif_cli.cli.fetch_weights import fetch_weights
 from liif_cli.cli.stopping import stoppable
+from liif_cli.cli.train import train
 from liif_cli.cli.upscale import EXAMPLES, upscale
 from liif_cli.errors import LiifError
 
@@ -68,6 +69,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=EXAMPLES)(guarded(upscale))
+app.command("train")(guarded(train))
 app.command("fetch-weights")(guarded(fetch_weights))
 app.command("eval")(guarded(evaluate))
 

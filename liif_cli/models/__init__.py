@@ -16,6 +16,7 @@ from liif_cli.models.encoders.rdn import RDN
 from liif_cli.models.liif import LIIF
 from liif_cli.models.metasr import MetaSR
 from liif_cli.models.single_scale import SingleScale
+from liif_cli.models.siren import Siren
 
 __all__ = ["Field", "Model", "Spec", "Window", "build"]
 
@@ -82,6 +83,10 @@ def _metasr(encoder_spec: Spec) -> Callable[[Spec], Model]:
     return lambda spec: MetaSR(spec, encoder)
 
 
+def _siren(hidden_list: list[int], omega: float = 30.0) -> Callable[[Spec], Model]:
+    return lambda spec: Siren(spec, hidden_list, omega)
+
+
 def _mlp(hidden_list: list[int], out_dim: int = 3, in_dim: int | None = None) -> list[int]:
     if out_dim != 3:
         raise ModelError(f"the decoder answers with 3 colours, not out_dim {out_dim}")
@@ -94,7 +99,7 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "rdn": RDN,
     "rcan": _rcan,
 }
-MODELS: dict[str, Callable[..., Callable[[Spec], Model]]] = {"liif": _liif, "metasr": _metasr}
+MODELS: dict[str, Callable[..., Callable[[Spec], Model]]] = {"liif": _liif, "metasr": _metasr, "siren": _siren}
 
 
 def build(spec: Spec) -> Model:

@@ -1,0 +1,350 @@
+"""``liif train``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from liif_cli.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from liif_cli.config import TrainConfig
+    from liif_cli.data import PictureStore
+    from liif_cli.distributed import Processes
+    from liif_cli.train import Progress, Trainer
+    from liif_cli.validate import Scores
+
+RECIPE, RUN, MACHINE = "Recipe", "Run", "Machine"
+INTERRUPTED = 130
+
+
+def train(
+    preset: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PRESET|FILE.toml", help="A recipe by name (--list shows them) or a file.", show_default=False
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Folder of pictures to train on.", show_default=False),
+    ] = None,
+    val: Annotated[
+        Path | None,
+        typer.Option("--val", metavar="DIR", help="Folder of pictures to score on.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="RUN", help="Folder of the run. [default: runs/PRESET]", rich_help_panel=RUN
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting of the recipe, such as iterations=20000; may be repeated.",
+            show_default=False,
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start",
+            metavar="NAME|FILE",
+            help="Begin with the weights of this model instead of random ones.",
+            show_default=False,
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved settings and leave.", rich_help_panel=RECIPE)
+    ] = False,
+    show: Annotated[bool, typer.Option("--list", help="Show the recipes and leave.", rich_help_panel=RECIPE)] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in the folder, if one was begun.", rich_help_panel=RUN),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew where there is a run already.", rich_help_panel=RUN)
+    ] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", envvar="LIIF_DEVICE", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINE
+        ),
+    ] = "auto",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=MACHINE)] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Name every picture left out.", rich_help_panel=MACHINE)
+    ] = False,
+) -> int:
+    """Train a model on your own pictures, or repeat the paper's experiments.
+
+    Pictures are decoded once, into the cache. The run's folder holds the settings, the log,
+    what to go on from and the model; Ctrl-C saves before it leaves.
+
+    [bold]Train the bundled kind of model on a folder of photographs:[/bold]
+      liif train liif-light --data photos --val some-others
+      liif upscale photo.jpg --scale 2.7 -m runs/liif-light
+
+    [bold]Go on with a run, for longer:[/bold]
+      liif train liif-light --data photos --resume --set iterations=200000
+
+    [bold]Several GPUs:[/bold]
+      torchrun --nproc-per-node 4 -m liif_cli train rdn-liif --data DIV2K
+    """
+    if show:
+        _list()
+        return 0
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite contradict each other; give one")
+    if resume and start is not None:
+        raise UsageError("--start is for a run's beginning, and --resume goes on with one; give one of them")
+    from liif_cli.config import load_train
+
+    if preset is None:
+        saved = None if output is None else output / "config.json"
+        if not resume or saved is None or not saved.is_file():
+            raise UsageError("name a recipe, such as liif-light; liif train --list shows them")
+        preset = str(saved)
+    config = load_train(preset, settings or [])
+    if dry_run:
+        _show(config)
+        return 0
+    if data is None:
+        raise UsageError("name the pictures to train on: --data DIR")
+    if val is not None and config.sample.kind == "picture":
+        raise UsageError("a recipe that fits one picture has nothing to score on: leave --val out")
+    run = output if output is not None else Path("runs") / Path(preset).stem
+    going_on = _check_run(run, config, resume=resume, overwrite=overwrite)
+
+    from liif_cli.distributed import environment, joined
+    from liif_cli.upscaler import choose_device
+
+    processes = environment()
+    chosen = choose_device(f"cuda:{processes.local_rank}" if _is_cuda(device) and processes.world > 1 else device)
+    say = _Terminal(config.iterations, quiet=quiet or not processes.first, verbose=verbose)
+    with joined(processes, chosen), say:
+        return _train(config, data, val, run, start, chosen, processes, say, going_on=going_on)
+
+
+def _train(
+    config: TrainConfig,
+    data: Path,
+    val: Path | None,
+    run: Path,
+    start: str | None,
+    device: torch.device,
+    processes: Processes,
+    say: _Terminal,
+    *,
+    going_on: bool,
+) -> int:
+    from liif_cli import checkpoint, weights
+    from liif_cli.train import Trainer, run_training
+    from liif_cli.validate import Validator
+
+    beginning = None if start is None else checkpoint.read(weights.resolve(start))
+    validator = None if val is None else Validator(val, config.validation)
+    store = _open_store(data, config, processes, say)
+    trainer = Trainer(config, store, device, processes=processes, watcher=say)
+    if going_on:
+        trainer.resume(run)
+    elif beginning is not None:
+        trainer.start_from(beginning, str(start))
+    if trainer.iteration >= config.iterations:
+        say.note(f"{run}: all {config.iterations} iterations are done; --set iterations=N goes further")
+        return 0
+    if processes.first and not going_on:
+        _clear(run)
+    say.begin(trainer, run)
+    if not run_training(trainer, run, validator=validator):
+        say.close()
+        say.note(f"saved at iteration {trainer.iteration}; the same command with --resume goes on from there")
+        return INTERRUPTED
+    say.close()
+    if trainer.skipped:
+        say.note(f"steps left out for a loss above optimiser.skip_loss: {trainer.skipped}")
+    if processes.first:
+        print(run / checkpoint.RUN_MODEL)
+    return 0
+
+
+def _open_store(data: Path, config: TrainConfig, processes: Processes, say: _Terminal) -> PictureStore:
+    from liif_cli.data import open_store
+    from liif_cli.weights import cache_folder
+
+    rule = config.sample
+    square = rule.size_max if rule.kind == "resized" else None
+
+    def opened() -> PictureStore:
+        progress = say.decoding if processes.local_rank == 0 else None
+        return open_store(
+            data, cache_folder() / "pictures", smallest_side=rule.largest_crop, square=square, progress=progress
+        )
+
+    store = opened() if processes.local_rank == 0 else None  # one process of each machine decodes ...
+    processes.wait()
+    store = store or opened()  # ... and the others find what it decoded
+    say.left_out(store.skipped, len(store))
+    return store
+
+
+def _is_cuda(name: str) -> bool:
+    import torch
+
+    return name == "cuda" or (name == "auto" and torch.cuda.is_available())
+
+
+def _list() -> None:
+    from liif_cli.config import load_train, presets
+
+    names = presets()
+    width = max(map(len, names))
+    for name in names:
+        typer.echo(f"{name:{width}}  {load_train(name).description}")
+
+
+def _show(config: TrainConfig) -> None:
+    from liif_cli.config import to_mapping
+    from liif_cli.models import build
+
+    build(config.model)  # whatever is wrong with the network is said now
+    typer.echo(json.dumps(to_mapping(config), indent=2))
+
+
+# What may change when a run goes on: everything else would make it another run.
+_MAY_CHANGE = {"iterations", "save_every", "log_every", "validation", "compile", "accumulate", "description"}
+
+
+def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> bool:
+    """Whether there is a run to go on with. Raises UsageError or OutputError where nothing may be written."""
+    from liif_cli.config import to_mapping
+    from liif_cli.files import cannot_write
+
+    saved, state = run / "config.json", run / "state.pth"
+    if run.exists() and not run.is_dir():
+        raise OutputError(f"{run}: is a file; name a folder for the run with -o")
+    if run.is_dir() and not (saved.exists() or state.exists()) and any(run.iterdir()) and not overwrite:
+        raise OutputError(f"{run}: holds something that is not a training run; name another folder with -o")
+    if (saved.exists() or state.exists()) and not resume and not overwrite:
+        raise OutputError(
+            f"{run}: holds a training run already; go on with it by --resume, or begin anew by --overwrite"
+        )
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(run, error) from error
+    if not resume or not state.exists():
+        return False
+    try:
+        before: dict[str, Any] = json.loads(saved.read_text())
+    except (OSError, ValueError):
+        raise OutputError(f"{saved}: cannot be read, so the run cannot go on; begin anew by --overwrite") from None
+    now = json.loads(json.dumps(to_mapping(config)))
+    changed = [key for key in now if key not in _MAY_CHANGE and now[key] != before.get(key)]
+    if changed:
+        key = changed[0]
+        raise UsageError(
+            f"{run}: was begun with {key} = {json.dumps(before.get(key))}, not {json.dumps(now[key])};"
+            " a run goes on with its own settings, another begins in another folder (-o)"
+        )
+    return True
+
+
+def _clear(run: Path) -> None:
+    """Take away what an earlier run left."""
+    from liif_cli.checkpoint import RUN_MODEL
+    from liif_cli.train import CONFIG, LOG, SAMPLE, STATE, VALIDATION
+
+    for name in (STATE, CONFIG, LOG, VALIDATION, SAMPLE, RUN_MODEL):
+        (run / name).unlink(missing_ok=True)
+
+
+class _Terminal:
+    """Tells a person how the run goes: a bar where one looks on, lines otherwise. All on standard error."""
+
+    def __init__(self, iterations: int, *, quiet: bool, verbose: bool) -> None:
+        self.iterations = iterations
+        self.quiet = quiet
+        self.verbose = verbose
+        self.bar: Any = None
+        self.interactive = sys.stderr.isatty() and not quiet
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _bar(self, total: int, what: str, unit: str, done: int = 0) -> None:
+        from tqdm import tqdm
+
+        self.close()
+        self.bar = tqdm(total=total, initial=done, desc=what, unit=unit, file=sys.stderr, dynamic_ncols=True)
+
+    def decoding(self, done: int, total: int) -> None:
+        if self.interactive and (self.bar is None or done == 1):
+            self._bar(total, "decoding", "picture")
+        if self.bar is not None:
+            self.bar.update(done - self.bar.n)
+
+    def left_out(self, skipped: Sequence[str], used: int) -> None:
+        self.close()
+        if not skipped:
+            return
+        shown = skipped if self.verbose else skipped[:3]
+        for line in shown:
+            self.note(f"left out: {line}")
+        more = " (-v names them all)" if len(shown) < len(skipped) else ""
+        self.note(f"{len(skipped)} pictures left out, {used} used{more}")
+
+    def begin(self, trainer: Trainer, run: Path) -> None:
+        parameters = sum(value.numel() for value in trainer.model.parameters() if value.requires_grad)
+        precision = "float32" if trainer.dtype is None else str(trainer.dtype).removeprefix("torch.")
+        pictures = len(trainer.sampler.store)
+        self.note(f"{parameters:,} parameters, {pictures} pictures, {trainer.device}, {precision}; the run is in {run}")
+        if self.interactive:
+            self._bar(self.iterations, "training", "it", trainer.iteration)
+
+    def progress(self, progress: Progress) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix({"loss": f"{progress.loss:.4f}"}, refresh=False)
+            self.bar.update(progress.iteration - self.bar.n)
+        elif not self.quiet:
+            left = (self.iterations - progress.iteration) / progress.per_second
+            self.note(
+                f"iteration {progress.iteration}/{self.iterations}: loss {progress.loss:.4f},"
+                f" {progress.per_second:.2f} it/s, {_duration(left)} left"
+            )
+
+    def scored(self, iteration: int, scores: Scores) -> None:
+        self.note(f"iteration {iteration}: PSNR {', '.join(f'{k} {v:.2f} dB' for k, v in scores.psnr.items())}")
+
+    def note(self, text: str) -> None:
+        if self.quiet:
+            return
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}"

@@ -1,0 +1,74 @@
+"""One training run in several processes, as `torchrun` starts them: who one is, and what all agree on.
+
+Each process draws and computes its share of the global batch; gradients are averaged between them. Processes find one
+another through the environment that `torchrun` sets; without it there is one process, and nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from liif_cli.errors import UsageError
+
+
+class Processes(NamedTuple):
+    """The processes of a run."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files and talks to the user."""
+        return self.rank == 0
+
+    def share(self, batch: int) -> range:
+        """Which samples of a global batch are this process's. Raises UsageError where they cannot be equally many."""
+        if batch % self.world:
+            raise UsageError(f"batch = {batch} cannot be shared by {self.world} processes: make it a multiple of them")
+        size = batch // self.world
+        return range(self.rank * size, (self.rank + 1) * size)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The processes' mean of a tensor."""
+        if self.world > 1:
+            values = values.clone()
+            torch.distributed.all_reduce(values)
+            values /= self.world
+        return values
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag of any process is set."""
+        return flag if self.world == 1 else bool(self.mean(torch.tensor(float(flag), device=device)) > 0)
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+
+def environment() -> Processes:
+    """The processes that `torchrun` says there are."""
+    rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return Processes(rank, max(1, world), local)
+
+
+@contextlib.contextmanager
+def joined(processes: Processes, device: torch.device) -> Iterator[None]:
+    """Within the block the processes can talk to one another."""
+    if processes.world == 1:
+        yield
+        return
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()

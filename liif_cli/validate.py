@@ -1,0 +1,103 @@
+"""Scores and a look at a model while it trains, by the evaluation protocol (``metrics.py``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from liif_cli.config import Validation
+from liif_cli.data import image_files, rgb8
+from liif_cli.engine import Engine
+from liif_cli.errors import InputError
+from liif_cli.files import atomic_path
+from liif_cli.images import read
+from liif_cli.metrics import Channel, psnr
+from liif_cli.models import Model
+from liif_cli.resize import matlab_reduce, pil_bicubic
+
+BUDGET_BYTES = 2 * 2**30
+SHOWN_PX = 192  # side of the crop that the comparison shows
+
+
+class Pair(NamedTuple):
+    """What is given and what is asked."""
+
+    low_res: np.ndarray  # (h, w, 3) uint8
+    high_res: np.ndarray  # (H, W, 3) uint8
+
+
+class Scores(NamedTuple):
+    """PSNR in dB, the mean over the pictures."""
+
+    psnr: dict[str, float]  # by scale, "x2"
+
+
+def pair(picture: np.ndarray, scale: float) -> Pair:
+    """The protocol's pair of a picture: MATLAB's bicubic at x2, x3 and x4, PIL's at any other scale."""
+    height, width = picture.shape[:2]
+    if scale in (2, 3, 4):
+        low_res = matlab_reduce(picture, int(scale))
+        return Pair(low_res, picture[: low_res.shape[0] * int(scale), : low_res.shape[1] * int(scale)])
+    small = (int(height // scale), int(width // scale))
+    if min(small) < 1:
+        raise InputError(f"a picture of {width}x{height} cannot be scored at x{scale:g}: it is too small")
+    cropped = picture[: round(small[0] * scale), : round(small[1] * scale)]
+    return Pair(pil_bicubic(np.ascontiguousarray(cropped), small), cropped)
+
+
+class Validator:
+    """The pictures of a validation and how they are scored."""
+
+    def __init__(self, folder: Path, config: Validation) -> None:
+        files = image_files(folder)
+        self.config = config
+        self.name = Path(folder).stem
+        self.pictures = [_middle(rgb8(read(path)), config.crop) for path in files[: config.pictures or None]]
+
+    def scores(self, model: Model, device: torch.device) -> Scores:
+        """Score a model in float32. The model is moved to the device and stays there."""
+        engine = Engine(model, device, torch.float32, BUDGET_BYTES)
+        channel = cast(Channel, self.config.channel)
+        means = {}
+        for scale in self.config.scales:
+            border = int(np.ceil(scale)) + (6 if channel == "rgb" else 0)
+            values = [
+                psnr(paint(engine, low_res, high_res), high_res, border=border, channel=channel)
+                for low_res, high_res in (pair(picture, scale) for picture in self.pictures)
+            ]
+            means[f"x{scale:g}"] = float(np.mean(values))
+        return Scores(means)
+
+    def comparison(self, model: Model, device: torch.device) -> Image.Image:
+        """The middle of the first picture at the largest scale: bicubic, the model's, the truth, side by side."""
+        scale = max(self.config.scales)
+        low_res, truth = pair(_middle(self.pictures[0], SHOWN_PX), scale)
+        painted = paint(Engine(model, device, torch.float32, BUDGET_BYTES), low_res, truth)
+        size = (truth.shape[0], truth.shape[1])
+        shown = [pil_bicubic(low_res, size), np.rint(painted.clip(0, 1) * 255).astype(np.uint8), truth]
+        gap = np.full((truth.shape[0], 4, 3), 255, np.uint8)
+        return Image.fromarray(np.concatenate([shown[0], gap, shown[1], gap, shown[2]], axis=1))
+
+
+def paint(engine: Engine, low_res: np.ndarray, high_res: np.ndarray) -> np.ndarray:
+    """What the model makes of ``low_res`` at the size of ``high_res``: (H, W, 3) float32."""
+    return np.concatenate(list(engine.bands(low_res, (high_res.shape[0], high_res.shape[1]))))
+
+
+def write_png(picture: Image.Image, path: Path) -> None:
+    """Write a picture, whole or not at all, over the one that is there."""
+    with atomic_path(path, overwrite=True) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def _middle(picture: np.ndarray, side: int) -> np.ndarray:
+    """The square of ``side`` pixels in the middle, as far as the picture reaches; 0 means all of it."""
+    if not side:
+        return picture
+    height, width = (min(side, length) for length in picture.shape[:2])
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return np.ascontiguousarray(picture[top : top + height, left : left + width])

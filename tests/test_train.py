@@ -1,0 +1,365 @@
+"""A run learns, stops and goes on as if it never had stopped, and says when it cannot go on."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import liif_cli
+from liif_cli import checkpoint
+from liif_cli.cli import app
+from liif_cli.config import Schedule, Validation, load_train, presets
+from liif_cli.data import open_store
+from liif_cli.errors import ModelError, UsageError
+from liif_cli.train import CONFIG, LOG, SAMPLE, STATE, VALIDATION, Trainer, TrainingError, rate_factor, run_training
+from liif_cli.validate import Validator
+
+SMALL = Path(__file__).parents[2] / "shared" / "data" / "train" / "small"
+CPU = torch.device("cpu")
+
+# Every preset in small: the same network, data and recipe, with fewer channels, pixels and iterations.
+TINY = ("batch=2", "precision=float32", "iterations=20")
+
+
+def shrunk(name):
+    model = load_train(name).model
+    if model["name"] == "siren":
+        return [*TINY, "model.args.hidden_list=[32, 32]", "sample.queries=256"]
+    encoder = {"edsr-baseline": ("n_resblocks=2", "n_feats=8"), "rdn": ("G0=4", 'RDNconfig="A"')}
+    settings = [f"model.args.encoder_spec.args.{part}" for part in encoder[model["args"]["encoder_spec"]["name"]]]
+    if "imnet_spec" in model["args"]:
+        hidden = [8] * len(model["args"]["imnet_spec"]["args"]["hidden_list"])
+        settings.append(f"model.args.imnet_spec.args.hidden_list={hidden}")
+    sample = load_train(name).sample
+    if sample.queries:
+        settings.append("sample.queries=32")
+    if sample.kind == "crops":
+        settings.append("sample.low_res_side=8")
+    return [*TINY, *settings]
+
+
+def tiny(*more, name="liif-light"):
+    return load_train(name, [*shrunk(name), *more])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small lose more to waiting for threads than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Smooth pictures, which a network can learn something about."""
+    folder = tmp_path_factory.mktemp("photographs")
+    random = np.random.default_rng(0)
+    for number in range(4):
+        coarse = Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        coarse.resize((70 + number, 60), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(photographs, tmp_path_factory):
+    return open_store(photographs, tmp_path_factory.mktemp("cache"))
+
+
+def trained(config, store, run, iterations=None, **how):
+    trainer = Trainer(config, store, CPU, **how)
+    if (run / STATE).exists():
+        trainer.resume(run)
+    if iterations is not None:
+        trainer.config = dataclasses.replace(config, iterations=iterations)
+    run_training(trainer, run)
+    return trainer
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def everything(trainer):
+    state = {**{f"model.{k}": v for k, v in trainer.model.state_dict().items()},
+             **{f"average.{k}": v for k, v in trainer.average.items()}}  # fmt: skip
+    for number, values in trainer.optimiser.state_dict()["state"].items():
+        state |= {f"optimiser.{number}.{key}": torch.as_tensor(value) for key, value in values.items()}
+    return state
+
+
+# -- resuming --------------------------------------------------------------------------------------------------------
+
+
+class StopAt:
+    """Asks a run to stop when it has come to an iteration, as the system or a person would."""
+
+    def __init__(self, iteration, number):
+        self.iteration, self.number = iteration, number
+
+    def progress(self, progress):
+        if progress.iteration == self.iteration:
+            signal.raise_signal(self.number)
+
+    def scored(self, iteration, scores):
+        pass
+
+    def note(self, text):
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["optimiser.clip_norm=1.0", "ema=0.9"],  # Muon
+        ["optimiser.name=adam", "schedule.name=step", "ema=0", "accumulate=2"],
+        ["optimiser.skip_loss=0.2", "residual_start=0.3"],
+    ],
+    ids=["muon", "adam", "skipping"],
+)
+def test_a_run_stopped_and_resumed_ends_as_one_that_never_stopped(settings, number, store, tmp_path):
+    config = tiny("iterations=9", "log_every=1", *settings)
+    whole = trained(config, store, tmp_path / "whole")
+    stopped = Trainer(config, store, CPU, watcher=StopAt(4, number))
+    assert not run_training(stopped, tmp_path / "parts")
+    assert stopped.iteration == 4
+    resumed = trained(config, store, tmp_path / "parts")
+    assert resumed.iteration == whole.iteration == 9
+    assert resumed.skipped == whole.skipped
+    expected, got = everything(whole), everything(resumed)
+    assert expected.keys() == got.keys()
+    assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
+    logs = [table(tmp_path / run / LOG) for run in ("whole", "parts")]
+    assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+    exported = [checkpoint.read(tmp_path / run) for run in ("whole", "parts")]
+    assert exported[0].facts == exported[1].facts
+    assert all(torch.equal(exported[0].tensors[name], exported[1].tensors[name]) for name in exported[0].tensors)
+
+
+def test_a_step_repeated_after_a_crash_is_logged_once(store, tmp_path):
+    config = tiny("iterations=6", "log_every=1", "save_every=3")
+    trained(config, store, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / STATE, weights_only=True)
+    trained(dataclasses.replace(config, iterations=3), store, tmp_path / "early")
+    (tmp_path / "run" / STATE).write_bytes((tmp_path / "early" / STATE).read_bytes())  # crashed before saving again
+    again = trained(config, store, tmp_path / "run")
+    assert torch.load(tmp_path / "run" / STATE, weights_only=True)["iteration"] == state["iteration"] == again.iteration
+    rows = table(tmp_path / "run" / LOG)
+    assert [int(row["iteration"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_state_that_cannot_be_read_is_said(store, tmp_path):
+    (tmp_path / STATE).write_bytes(b"PK nothing")
+    with pytest.raises(TrainingError, match=r"state\.pth"):
+        Trainer(tiny(), store, CPU).resume(tmp_path)
+    trained(tiny("iterations=1"), store, tmp_path / "other")
+    with pytest.raises(TrainingError, match="cannot be resumed"):
+        Trainer(tiny("model.args.encoder_spec.args.n_feats=16"), store, CPU).resume(tmp_path / "other")
+
+
+# -- the step --------------------------------------------------------------------------------------------------------
+
+
+def test_accumulated_parts_give_the_whole_batchs_step(store):
+    whole, parts = (Trainer(tiny("batch=4", "optimiser.name=adam", more), store, CPU) for more in
+                    ("accumulate=1", "accumulate=2"))  # fmt: skip
+    for trainer in (whole, parts):
+        trainer.step()
+    assert whole.losses() == pytest.approx(parts.losses(), rel=1e-5)
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_training_lowers_the_loss(store, tmp_path):
+    adam = ("optimiser.name=adam", "optimiser.learning_rate=5e-3", "optimiser.skip_loss=0")
+    config = tiny("iterations=60", "log_every=10", "batch=4", "sample.queries=64", *adam)
+    trained(config, store, tmp_path)
+    losses = [float(row["loss"]) for row in table(tmp_path / LOG)]
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_a_run_that_diverges_stops_and_names_the_iteration_and_saves_nothing_after(store, tmp_path):
+    trainer = Trainer(tiny("save_every=2"), store, CPU)
+    step = trainer.step
+
+    def broken():
+        if trainer.iteration == 5:
+            with torch.no_grad():
+                next(p for p in trainer.model.parameters() if p.requires_grad).fill_(torch.nan)
+        step()
+
+    trainer.step = broken
+    with pytest.raises(TrainingError, match="nan at iteration 5"):
+        run_training(trainer, tmp_path)
+    assert torch.load(tmp_path / STATE, weights_only=True)["iteration"] == 4
+    assert all(value.isfinite().all() for value in checkpoint.read(tmp_path).tensors.values())
+
+
+def test_a_step_with_too_large_a_loss_changes_nothing(store):
+    trainer = Trainer(tiny("optimiser.skip_loss=1e-6"), store, CPU)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.step()
+    assert trainer.skipped == trainer.iteration == 1
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_the_average_follows_the_weights_by_its_decay(store):
+    trainer = Trainer(tiny("ema=0.5", "optimiser.skip_loss=0"), store, CPU)
+    name = "imnet.layers.0.weight"
+    expected = trainer.model.state_dict()[name].clone()
+    for iteration in range(12):
+        trainer.step()
+        decay = min(0.5, (1 + iteration) / (10 + iteration))
+        expected = decay * expected + (1 - decay) * trainer.model.state_dict()[name]
+    assert torch.allclose(trainer.average[name], expected, atol=1e-6)
+
+
+def test_half_precision_computes_nearly_the_same_and_keeps_float32_weights(store):
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        trainer = Trainer(tiny(f"precision={precision}", "optimiser.skip_loss=0"), store, CPU)
+        trainer.step()
+        losses += trainer.losses()
+        assert all(value.dtype == torch.float32 for value in trainer.model.parameters())
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_torch_compile_that_fails_is_said_and_done_without(store, monkeypatch):
+    notes = []
+
+    class Notes(StopAt):
+        def note(self, text):
+            notes.append(text)
+
+    def failing(module):
+        def call(*arguments):
+            raise RuntimeError("no compiler here")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    plain, other = (Trainer(tiny(f"compile={how}"), store, CPU, watcher=Notes(0, 0)) for how in ("off", "on"))
+    plain.step()
+    other.step()
+    assert len(notes) == 1
+    assert "RuntimeError" in notes[0]
+    assert plain.losses() == other.losses()
+
+
+# -- schedules -------------------------------------------------------------------------------------------------------
+
+
+def test_the_official_schedule_halves_at_fifths_of_the_run():
+    schedule = load_train("edsr-baseline-liif").schedule
+    at = {iteration: rate_factor(schedule, iteration, 1000) for iteration in (0, 199, 200, 400, 599, 600, 800, 999)}
+    assert at == {0: 1, 199: 1, 200: 0.5, 400: 0.25, 599: 0.25, 600: 0.125, 800: 0.0625, 999: 0.0625}
+
+
+def test_the_cosine_rises_falls_and_ends_at_its_share():
+    schedule = Schedule("cosine", warmup=10, final=0.1)
+    values = [rate_factor(schedule, iteration, 110) for iteration in range(111)]
+    assert values[0] == pytest.approx(0.1)
+    assert values[9] == values[10] == 1
+    assert values[60] == pytest.approx(0.55)
+    assert values[110] == pytest.approx(0.1)
+    assert all(a >= b for a, b in itertools.pairwise(values[10:]))
+
+
+# -- beginning from a model ------------------------------------------------------------------------------------------
+
+
+def test_a_run_begins_with_the_weights_it_is_given(store, tmp_path):
+    first = trained(tiny("iterations=2"), store, tmp_path)
+    second = Trainer(tiny("seed=7"), store, CPU)
+    second.start_from(checkpoint.read(tmp_path), "run")
+    for name, value in first.average.items():
+        assert torch.equal(second.model.state_dict()[name], value)
+        assert torch.equal(second.average[name], value)
+    second.step()
+    other = Trainer(tiny("model.args.imnet_spec.args.hidden_list=[4]"), store, CPU)
+    with pytest.raises(ModelError, match="another network"):
+        other.start_from(checkpoint.read(tmp_path), "run")
+
+
+def test_parts_that_do_not_divide_are_refused(store):
+    with pytest.raises(UsageError, match="accumulate"):
+        tiny("accumulate=3", "batch=4")
+
+
+# -- validation ------------------------------------------------------------------------------------------------------
+
+
+def test_validation_scores_by_the_protocol_and_shows_a_crop(store, photographs, tmp_path):
+    config = tiny("iterations=4", "validation.every=2", "validation.scales=[2, 2.5]", "validation.pictures=2")
+    trainer = Trainer(config, store, CPU)
+    assert run_training(trainer, tmp_path, validator=Validator(photographs, config.validation))
+    rows = table(tmp_path / VALIDATION)
+    assert [row["iteration"] for row in rows] == ["2", "4"]
+    facts = checkpoint.read(tmp_path).facts
+    assert facts["scores"][photographs.stem]["x2.5"] == pytest.approx(float(rows[-1]["x2.5"]))
+    assert facts["training"]["iteration"] == 4
+    with Image.open(tmp_path / SAMPLE) as sample:
+        assert sample.size == (3 * 70 + 8, 60)  # the largest scale: 28 x 24 pixels, enlarged
+
+
+def test_validation_of_bicubic_is_what_the_metrics_say(photographs):
+    from liif_cli.metrics import psnr
+    from liif_cli.resize import matlab_reduce
+    from liif_cli.validate import pair
+
+    picture = np.array(Image.open(photographs / "0.png"))
+    low_res, high_res = pair(picture, 2)
+    assert np.array_equal(low_res, matlab_reduce(picture, 2))
+    assert high_res.shape == (60, 70, 3)
+    assert pair(picture, 2.5).low_res.shape == (24, 28, 3)
+    assert pair(picture, 2.6).high_res.shape == (60, 68, 3)  # 23 x 26 pixels times 2.6
+    assert psnr(high_res, high_res, border=8, channel="rgb") == float("inf")
+    assert Validation().scales == (2, 3, 4)
+
+
+# -- every preset ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("source", ["generated", "photographs"])
+def test_every_preset_trains_and_its_model_upscales_a_picture(name, source, tmp_path, tmp_path_factory, monkeypatch):
+    cache = tmp_path_factory.getbasetemp() / "liif-cache"
+    monkeypatch.setenv("LIIF_CACHE", str(cache))
+    data = _pictures(tmp_path_factory) if source == "generated" else SMALL
+    if source == "photographs" and not SMALL.is_dir():
+        pytest.skip(f"needs the photographs of {SMALL}")
+    if load_train(name).sample.kind == "picture":
+        data = min(data.iterdir())
+    run = tmp_path / "run"
+    iterations = "iterations=20" if source == "photographs" else "iterations=2"
+    settings = [part for setting in [*shrunk(name), iterations] for part in ("--set", setting)]
+    result = CliRunner().invoke(app, ["train", name, "--data", str(data), "-o", str(run), "--device", "cpu", *settings])
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"{run / 'model.safetensors'}\n"
+    assert json.loads((run / CONFIG).read_text())["iterations"] == int(iterations.partition("=")[2])
+    picture = np.random.default_rng(1).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    out = liif_cli.load(run, device="cpu", precision="float32").upscale(picture, scale=2.5)
+    assert out.shape == (23, 28, 3)
+
+
+def _pictures(tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "generated"
+    if not folder.is_dir():
+        folder.mkdir()
+        random = np.random.default_rng(2)
+        for number in range(3):
+            Image.fromarray(random.integers(0, 256, (260, 256 + number, 3), dtype=np.uint8)).save(
+                folder / f"{number}.png"
+            )
+    return folder

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from liif_cli import checkpoint, weights
 from liif_cli.benchmarks import Dataset, Pair, Truth
-from liif_cli.benchmarks.datasets import low_res_size, painted_size, read_rgb
+from liif_cli.benchmarks.datasets import low_res_size, read_rgb
 from liif_cli.engine import Box, Engine, Size
 from liif_cli.errors import InputError, LiifError, UsageError
 from liif_cli.metrics import Channel, psnr, ssim
@@ -62,9 +62,24 @@ class Method(Interface):
     kind: str  # "model" or "kernel"
     identity: str  # of equal methods equal, of others not
 
-    def paint(self, low_res: Array, size: Size, box: Box | None = None) -> Array:
-        """(h, w, 3) uint8 to (H, W, 3) floats, nominally in [0, 1], not clamped; only ``box``, in pixels of
-        ``low_res``, where one is given."""
+    def paint(self, low_res: Array, size: Size) -> Array:
+        """(h, w, 3) uint8 to (H, W, 3) floats, nominally in [0, 1], not clamped."""
+
+    def paint_part(self, low_res: Array, size: Size, part: Window) -> Array:
+        """As :meth:`paint`, of a window of the enlarged picture only."""
+
+
+class Window(NamedTuple):
+    """Whole pixels of an enlarged picture."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, image: Array) -> Array:
+        """The pixels of an image inside the window; a view."""
+        return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 class ModelMethod:
@@ -78,7 +93,19 @@ class ModelMethod:
         self.engine = engine
         self.memory_bytes = memory_bytes
 
-    def paint(self, low_res: Array, size: Size, box: Box | None = None) -> Array:
+    def paint(self, low_res: Array, size: Size) -> Array:
+        return self._paint(low_res, size, None)
+
+    def paint_part(self, low_res: Array, size: Size, part: Window) -> Array:
+        model = self.engine.model
+        if model.native_scale is not None or not model.encoder.halo_is_exact:
+            return part.of(self.paint(low_res, size))
+        y, x = low_res.shape[0] / size[0], low_res.shape[1] / size[1]
+        bottom = min((part.top + part.height) * y, low_res.shape[0])
+        right = min((part.left + part.width) * x, low_res.shape[1])
+        return self._paint(low_res, (part.height, part.width), Box(part.top * y, part.left * x, bottom, right))
+
+    def _paint(self, low_res: Array, size: Size, box: Box | None) -> Array:
         engine = self.engine
         if self.memory_bytes is None:
             engine.budget_bytes = min(MOST_BYTES, int(free_bytes(engine.device) * FREE_SHARE))
@@ -102,14 +129,11 @@ class KernelMethod:
         self.name = name
         self.identity = f"kernel:{name}"
 
-    def paint(self, low_res: Array, size: Size, box: Box | None = None) -> Array:
-        """As :class:`Method`; a box must lie on pixels of the enlarged picture."""
-        if box is None:
-            return self.enlarge(low_res / 255.0, size)
-        ratios = size[0] / (box.bottom - box.top), size[1] / (box.right - box.left)
-        whole = tuple(round(side * ratio) for side, ratio in zip(low_res.shape, ratios, strict=False))
-        top, left = round(box.top * ratios[0]), round(box.left * ratios[1])
-        return self.enlarge(low_res / 255.0, (whole[0], whole[1]))[top : top + size[0], left : left + size[1]]
+    def paint(self, low_res: Array, size: Size) -> Array:
+        return self.enlarge(low_res / 255.0, size)
+
+    def paint_part(self, low_res: Array, size: Size, part: Window) -> Array:
+        return part.of(self.paint(low_res, size))
 
     def enlarge(self, image: Array, size: Size) -> Array:
         """(h, w) or (h, w, C) floats to ``size``, without rounding or clamping."""
@@ -123,7 +147,8 @@ class KernelMethod:
             np.floor((np.arange(wanted) + 0.5) * (n / wanted)).astype(int)
             for n, wanted in zip(image.shape, size, strict=False)
         )
-        return image[rows_of[:, None], columns_of]
+        nearest: Array = image[rows_of[:, None], columns_of]
+        return nearest
 
     def on_luma(self, truth: Array, scale: float) -> tuple[Array, Array]:
         """The recipe of the published tables (`protocol.py`): the enlargement and the truth, grey, (H, W, 3) floats.
@@ -484,10 +509,10 @@ __all__ = [
     "Painted",
     "Row",
     "Score",
+    "Window",
     "Work",
     "evaluate",
     "load_methods",
-    "painted_size",
     "parse_scales",
     "score",
     "summarise",

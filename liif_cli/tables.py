@@ -133,7 +133,7 @@ def show(console: Console, tables: Sequence[Sheet]) -> None:
         names = [line.method for line in sheet.lines]
         longest = max(len(line.metric) for line in sheet.lines)
         name_width = min(max(map(len, names)), max(12, console.width * 2 // 5))
-        room = max(1, (console.width - name_width - longest - 5) // 9)
+        room = max(1, (console.width - name_width - longest - 4) // 8)
         console.print(Text(f"\n{sheet.dataset}", style="bold"), Text(f"{sheet.images} pictures", style="dim"))
         for first in range(0, len(sheet.scales), room):
             part = slice(first, first + room)

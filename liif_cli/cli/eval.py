@@ -235,7 +235,7 @@ def evaluate(
             from liif_cli.report import write_report
 
             progress.started("the report")
-            page = write_report(report, rows, work, printed)
+            page = write_report(report, rows, scores, work, printed)
     from liif_cli import tables
 
     shown = printed if published else {}

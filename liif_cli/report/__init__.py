@@ -1,0 +1,125 @@
+"""An evaluation to look at: one page of HTML with everything in it, tables, curves and pictures side by side.
+
+The page asks nothing of any network: its style, its script and its pictures are inside, and its own policy forbids
+everything else. Pictures are details of a few chosen ones, not whole.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from liif_cli import __version__
+from liif_cli.evaluate import Row, Score, Work
+from liif_cli.files import atomic_path
+from liif_cli.published import Rows
+from liif_cli.report.curves import curves
+from liif_cli.report.details import details
+from liif_cli.tables import Sheet, sheets
+
+__all__ = ["write_report"]
+
+DETAILS = 3  # pictures a data set of which a detail is shown
+
+
+def write_report(
+    folder: Path, rows: Sequence[Row], scores: Sequence[Score], work: Work, published: Mapping[str, Rows] | None = None
+) -> Path:
+    """Write ``index.html`` into a folder, in place of an older one; returns its path.
+
+    Details are painted anew by the methods of ``work``, only as large as they are shown. Raises OutputError.
+    """
+    printed = published or {}
+    shown = details(work, scores, DETAILS)
+    tables = sheets(rows, work, printed)
+    parts = {
+        "title": html.escape(_title(work)),
+        "lead": html.escape(_lead(rows)),
+        "curves": "\n".join(curves(dataset.title, rows, printed.get(dataset.title, {})) for dataset in work.datasets),
+        "tables": "\n".join(_table(sheet, rows, work) for sheet in tables),
+        "version": html.escape(__version__),
+        "data": _as_script(shown),
+    }
+    page = (resources.files("liif_cli.report") / "page.html").read_text(encoding="utf-8")
+    for name, text in parts.items():
+        page = page.replace("{{" + name + "}}", text)
+    path = folder / "index.html"
+    with atomic_path(path, overwrite=True) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _title(work: Work) -> str:
+    names = [method.name for method in work.methods]
+    sets = ", ".join(dataset.title for dataset in work.datasets)
+    return f"{' · '.join(names)} on {sets}" if len(names) <= 3 else f"{len(names)} methods on {sets}"
+
+
+def _lead(rows: Sequence[Row]) -> str:
+    """The result in a sentence: the best model against the best kernel, where there are both, at the smallest scale."""
+    said = []
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        scale = min(row.scale for row in rows if row.dataset == dataset)
+        here = [row for row in rows if row.dataset == dataset and row.scale == scale]
+        models = [row for row in here if row.kind == "model"]
+        kernels = [row for row in here if row.kind == "kernel"]
+        if models and kernels:
+            model, kernel = (max(some, key=lambda row: row.psnr) for some in (models, kernels))
+            gain = model.psnr - kernel.psnr
+            said.append(
+                f"{model.method} is {abs(gain):.1f} dB {'closer' if gain >= 0 else 'further off'} than {kernel.method}"
+                f" on {dataset} at x{scale:g}"
+            )
+    return "; ".join(said) + "." if said else ""
+
+
+def _table(sheet: Sheet, rows: Sequence[Row], work: Work) -> str:
+    """A data set's table: in a cell the PSNR, below it the SSIM and the time."""
+    escape = html.escape
+    found = {(row.method, row.scale): row for row in rows if row.dataset == sheet.dataset}
+    best = {line.method: line.best for line in sheet.lines if line.metric == "PSNR, dB"}
+    out = [
+        f'<figure class="table"><figcaption><h3>{escape(sheet.dataset)}</h3> {sheet.images} pictures</figcaption>',
+        '<div class="scroll" tabindex="0" role="region" aria-label="Scores on ' + escape(sheet.dataset) + '"><table>',
+        '<thead><tr><th scope="col">Method</th>',
+        *(f'<th scope="col">×{scale:g}</th>' for scale in sheet.scales),
+        "</tr></thead><tbody>",
+    ]
+    for method in dict.fromkeys(line.method for line in sheet.lines if not line.published):
+        out.append(f'<tr><th scope="row">{escape(method)}</th>')
+        for scale, wins in zip(sheet.scales, best[method], strict=True):
+            row = found.get((method, scale))
+            out.append(_cell(row, wins) if row is not None else "<td></td>")
+        out.append("</tr>")
+    printed = [line for line in sheet.lines if line.published]
+    if printed:
+        out.append(f'</tbody><tbody class="printed"><tr><th scope="rowgroup" colspan="{len(sheet.scales) + 1}">')
+        out.append("In print</th></tr>")
+        for line in printed:
+            out.append(f'<tr><th scope="row">{escape(line.method)}</th>')
+            out.extend(f"<td>{escape(cell) or '<span aria-hidden=true>–</span>'}</td>" for cell in line.cells)
+            out.append("</tr>")
+    peak = max((row.peak_memory_bytes for row in found.values()), default=0) / 2**20
+    said = [*sheet.notes, f"The process held {peak:.0f} MiB at most."]
+    out.append("</tbody></table></div>")
+    out.append(f"<p>{escape(' '.join(said))}</p></figure>")
+    return "".join(out)
+
+
+def _cell(row: Row, best: bool) -> str:
+    psnr = f"{row.psnr:.2f}"
+    small = [f"{row.ssim:.4f}"]
+    if row.lpips is not None:
+        small.append(f"{row.lpips:.4f}")
+    small.append(f"{row.seconds:.2f} s")
+    strong = f"<strong>{psnr}</strong>" if best else f"<span>{psnr}</span>"
+    return f"<td>{strong}{''.join(f'<small>{text}</small>' for text in small)}</td>"
+
+
+def _as_script(content: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 import queue
 import shutil
 import sys
@@ -46,7 +45,7 @@ from liif_cli.images import (
     read_header,
     write_animation,
 )
-from liif_cli.jobs import STANDARD, Job, Options, job_makes, output_size, standard_input
+from liif_cli.jobs import STANDARD, Job, Options, is_file, is_folder, job_makes, output_size, standard_input
 from liif_cli.upscaler import Upscaler, free_bytes, within_process
 
 T = TypeVar("T")
@@ -277,7 +276,7 @@ def _read(job: Job, options: Options, source: Path | io.BytesIO, most_bytes: int
     if output is None or most_bytes is not None:
         header = read_header(_from_start(source), max_pixels=limit)
         output = job.output(options, output_size(header.size, options))
-    if output is not None and output != STANDARD and os.path.isfile(output):  # noqa: PTH113  Path's raises on long names
+    if output is not None and output != STANDARD and is_file(output):
         if options.skip_existing:
             return _There(output)
         if not options.overwrite:
@@ -463,7 +462,7 @@ class _Painting:
 
 
 def _make_folder(folder: Path, options: Options) -> None:
-    if folder.is_dir() or not job_makes(folder, options):
+    if is_folder(folder) or not job_makes(folder, options):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

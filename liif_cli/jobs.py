@@ -81,6 +81,16 @@ class Job:
         return self.folder / f"{self.stem}_{label}{self.extension}"
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is an ordinary file. A name that no file can have is no error here, as it is for ``Path``."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; see ``is_file``."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 class Plan(NamedTuple):
     """``left_out``: inputs that are themselves outputs of others in the list, from an earlier run."""
 
@@ -129,7 +139,7 @@ def _meant(text: str, recursive: bool, apart: Path | None) -> list[Source]:
 
 
 def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> list[Source]:
-    if not os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises on names that are too long
+    if not is_folder(path):
         return [Source(path)]
     pictures = []
     unreadable: list[OSError] = []
@@ -183,7 +193,7 @@ def _exact_output(sources: Sequence[Source], options: Options) -> Path | None:
             raise UsageError("-o -: a DeepZoom pyramid is a folder of files; name a file that ends in .dzi")
         return STANDARD
     if _is_folder(output, sources, options):
-        if output.exists() and not output.is_dir():
+        if is_file(output):
             raise UsageError(f"-o {output}: is a file, and a folder is needed here")
         return None
     if len(sources) > 1:
@@ -196,10 +206,10 @@ def _exact_output(sources: Sequence[Source], options: Options) -> Path | None:
 
 def _is_folder(output: Path, sources: Sequence[Source], options: Options) -> bool:
     """Whether ``-o`` names a folder: one that is there, a name without an ending, or where a tree is to be kept."""
-    if options.into_folder or output.is_dir() or any(source.below != Path() for source in sources):
+    if options.into_folder or is_folder(output) or any(source.below != Path() for source in sources):
         return True
     known = output.suffix.lower() in EXTENSIONS or (output.suffix and len(sources) == 1)
-    return not output.is_file() and not known
+    return not is_file(output) and not known
 
 
 def _job(source: Source, exact: Path | None, options: Options) -> Job:
@@ -214,7 +224,7 @@ def _job(source: Source, exact: Path | None, options: Options) -> Job:
 def _natural_extension(source: Source) -> str | None:
     if source.path == STANDARD:
         return None
-    if source.path.suffix.lower() in _MAY_MOVE and source.problem is None and source.path.is_file():
+    if source.path.suffix.lower() in _MAY_MOVE and source.problem is None and is_file(source.path):
         try:
             header = read_header(source.path, max_pixels=None)
         except InputError:
@@ -295,7 +305,7 @@ def preview(job: Job, options: Options) -> Preview:
         size = output_size(header.size, options)
         output = job.output(options, size)
         assert output is not None
-        if options.skip_existing and output != STANDARD and os.path.isfile(output):  # noqa: PTH113
+        if options.skip_existing and output != STANDARD and is_file(output):
             return Preview(path, output, header.size, size, header.frames, skipped=True)
         if output != STANDARD:
             _check_preview(output, size, header, options)
@@ -319,11 +329,11 @@ def output_size(image: Size, options: Options) -> Size:
 
 
 def _check_preview(output: Path, size: Size, header: Header, options: Options) -> None:
-    if os.path.isfile(output) and not options.overwrite:  # noqa: PTH113  Path's raises on names that are too long
+    if is_file(output) and not options.overwrite:
         raise already_there(output)
     # Folders that the run itself would make: the question goes to the nearest one that is there.
     folder = output.parent
-    while not folder.exists() and job_makes(folder, options):
+    while not is_folder(folder) and job_makes(folder, options):
         folder = folder.parent
     asked = temporary_beside(folder / output.name)
     moves = header.frames > 1

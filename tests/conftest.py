@@ -1,9 +1,9 @@
-"""What several test files need: a network small enough to run at once, pictures, and the command line in this process."""
+"""What several test files need: a network that runs at once, pictures, and the command line in this process."""
 
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from liif_cli.cli import main
+
+THOROUGH = os.environ.get("LIIF_THOROUGH") == "1"
+"""Whether to look longer than continuous integration has time for."""
 
 TINY = Path(__file__).parent / "data" / "official_tiny.pth"
 
@@ -52,7 +55,7 @@ def tiny() -> Path:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cli]:
+def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
     """The command line, in this process and in the test's own folder."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("LIIF_")]:
@@ -72,7 +75,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cli]:
         assert isinstance(code, int)
         return Ran(code, raw.decode("utf-8", "replace"), err.decode("utf-8", "replace"), raw)
 
-    yield run
+    return run
 
 
 @pytest.fixture

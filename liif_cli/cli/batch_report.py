@@ -139,12 +139,13 @@ def complain(text: str) -> None:
 
 def words(source: Path, error: Exception) -> str:
     """One line for an error, which names the input."""
+    name = "standard input" if str(source) == "-" else str(source)
     if isinstance(error, LiifError):
         text = " ".join(str(error).split())
         # An output's name says enough, and comes first in its errors.
-        named = str(source) in text or isinstance(error, OutputError)
-        return f"liif: {text}" if named else f"liif: {source}: {text}"
-    return f"liif: {source}: a mistake of liif's own, {type(error).__name__}; please report it with what follows"
+        named = name in text or isinstance(error, OutputError)
+        return f"liif: {text}" if named else f"liif: {name}: {text}"
+    return f"liif: {name}: a mistake of liif's own, {type(error).__name__}; please report it with what follows"
 
 
 def line(result: Result) -> str:

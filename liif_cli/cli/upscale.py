@@ -336,8 +336,8 @@ def _check_sizes(sizes: dict[str, Any]) -> None:
     if len(given) != 1:
         got = " and ".join(f"--{name}" for name in given)
         options = ", ".join(f"--{name}" for name in sizes)
-        question = f"{got} contradict each other" if given else "how large shall it be?"
-        raise UsageError(f"{question}; give one of {options}")
+        problem = f"{got} contradict each other" if given else "the output needs a size"
+        raise UsageError(f"{problem}; give one of {options}")
     for name, value in given.items():
         for number in value if isinstance(value, tuple) else (value,):
             if not 0 < number < math.inf:

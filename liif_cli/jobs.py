@@ -171,7 +171,7 @@ def plan_jobs(sources: Sequence[Source], options: Options) -> Plan:
     exact = _exact_output(sources, options)
     jobs = [_job(source, exact, options) for source in sources]
     jobs, left_out = _without_outputs(jobs, options)
-    _refuse_collisions(jobs)
+    _refuse_collisions(jobs, options.sizing.label or "WIDTHxHEIGHT")
     return Plan(jobs, left_out)
 
 
@@ -251,7 +251,7 @@ def _place(path: Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100  links are not followed: they are names of their own
 
 
-def _refuse_collisions(jobs: Sequence[Job]) -> None:
+def _refuse_collisions(jobs: Sequence[Job], label: str) -> None:
     taken: dict[tuple[str, str, str | None], Job] = {}
     for job in jobs:
         # Names that differ in case only are one file on many systems.
@@ -259,7 +259,7 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
         other = taken.setdefault(key, job)
         if other is not job and job.source.problem is None and other.source.problem is None:
             raise UsageError(
-                f"{other.source.path} and {job.source.path} would both be written as {job.stem}_...{job.extension}"
+                f"{other.source.path} and {job.source.path} would both be written as {job.stem}_{label}{job.extension}"
                 f" in {job.folder}; rename one, or upscale them into different folders"
             )
 

@@ -1,0 +1,316 @@
+"""What is read, what it is called when it is written, and what is said about it."""
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, Cli, photo, save
+from PIL import Image
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def records(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder as people have them: pictures, a folder within, and junk."""
+    folder = tmp_path / "photos"
+    save(folder / "a.jpg")
+    save(folder / "b.PNG")
+    save(folder / "inner/c.webp")
+    save(folder / "inner/deep/a.jpg")
+    save(folder / ".thumbnails/a.png")
+    save(folder / ".hidden.png")
+    (folder / "notes.txt").write_text("junk")
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    return folder
+
+
+def test_a_picture_is_written_beside_its_input(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "my photo.jpg", photo(20, 30))
+    ran = upscale("my photo.jpg", "--scale", "2.70")
+    assert ran.code == 0
+    assert ran.out.startswith("my photo_x2.7.png  81x54 from 30x20 in ")
+    assert ran.err == ""
+    assert upscale("my photo.jpg", "--width", "50").out.startswith("my photo_50x33.png  50x33")
+    assert tree(tmp_path) == ["my photo.jpg", "my photo_50x33.png", "my photo_x2.7.png"]
+
+
+def test_folders_without_and_with_what_is_in_them(upscale: Cli, tmp_path: Path, photos: Path) -> None:
+    assert upscale("photos", "--scale", "2", "-o", "flat").code == 0
+    assert tree(tmp_path / "flat") == ["a_x2.png", "b_x2.png"]
+    assert upscale("photos", "-r", "--scale", "2", "-o", "all").code == 0
+    assert tree(tmp_path / "all") == ["a_x2.png", "b_x2.png", "inner/c_x2.png", "inner/deep/a_x2.png"]
+
+
+def test_outputs_within_the_folder_are_no_inputs_the_next_time(upscale: Cli, tmp_path: Path, photos: Path) -> None:
+    arguments = ["photos", "-r", "--scale", "2", "--skip-existing"]
+    for _ in range(2):
+        assert upscale(*arguments, "-o", "photos/large").code == 0
+        assert tree(photos / "large") == ["a_x2.png", "b_x2.png", "inner/c_x2.png", "inner/deep/a_x2.png"]
+    first = upscale(*arguments)
+    assert first.code == 0
+    second = upscale(*arguments)
+    assert second.code == 0
+    assert "left out, being outputs of other inputs here: photos/a_x2.png" in second.err
+    assert len([name for name in tree(photos) if "_x2_x2" in name]) == 0 + 4  # those of photos/large, enlarged once
+
+
+def test_patterns(upscale: Cli, tmp_path: Path, photos: Path) -> None:
+    assert upscale("photos/*.jpg", "photos/**/*.webp", "--scale", "2", "-o", "out").code == 0
+    assert tree(tmp_path / "out") == ["a_x2.png", "c_x2.png"]
+    # A name that looks like a pattern but is there is itself.
+    save(tmp_path / "new/[1].png")
+    assert upscale("new/[1].png", "--scale", "2").code == 0
+    assert tree(tmp_path / "new") == ["[1].png", "[1]_x2.png"]
+
+
+def test_an_input_that_is_named_twice_is_done_once(upscale: Cli, tmp_path: Path, photos: Path) -> None:
+    ran = upscale("photos", "photos/a.jpg", photos / "a.jpg", "photos/*.jpg", "--scale", "2", "--json")
+    assert [record["input"] for record in records(ran.out)] == ["photos/a.jpg", "photos/b.PNG"]
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\0"])
+def test_lists_of_files(upscale: Cli, tmp_path: Path, photos: Path, separator: bytes) -> None:
+    save(tmp_path / "new/*.png")
+    content = separator.join([b"photos/a.jpg", b"new/*.png", b"photos/inner", b""])
+    (tmp_path / "list").write_bytes(content)
+    from_file = upscale("--files-from", "list", "--scale", "2", "--json", "-o", "one")
+    from_stdin = upscale("--files-from", "-", "--scale", "2", "--json", "-o", "two", stdin=content)
+    for ran in (from_file, from_stdin):
+        assert (ran.code, len(records(ran.out))) == (0, 3)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two") == ["*_x2.png", "a_x2.png", "c_x2.png"]
+    assert upscale("-", "--files-from", "-", "--scale", "2").code == 2
+
+
+def test_names_that_are_no_text(upscale: Cli, tmp_path: Path) -> None:
+    try:
+        save(tmp_path / os.fsdecode(b"caf\xe9 \xff.png"))
+    except OSError:
+        pytest.skip("this file system takes text only")
+    ran = upscale("--files-from", "-", "--scale", "2", stdin=b"caf\xe9 \xff.png")
+    assert ran.code == 0
+    assert ran.raw.startswith(b"caf\xe9 \xff_x2.png")
+    assert upscale("--files-from", "-", "--scale", "3", "--json", stdin=b"caf\xe9 \xff.png").code == 0
+
+
+def test_standard_input_to_standard_output(upscale: Cli, tmp_path: Path) -> None:
+    content = save(tmp_path / "photo.png").read_bytes()
+    ran = upscale("-", "--scale", "2", stdin=content)
+    assert (ran.code, ran.err) == (0, "")
+    assert Image.open(io.BytesIO(ran.raw)).size == (64, 48)
+    ran = upscale("-", "--scale", "2", "-o", "-", "--format", "jpg", stdin=content)
+    assert Image.open(io.BytesIO(ran.raw)).format == "JPEG"
+    assert upscale("-", "--scale", "2", "-o", "named.webp", stdin=content).code == 0
+    assert upscale("-", "--width", "50", "-o", "folder/", stdin=content).code == 0
+    assert tree(tmp_path) == ["folder/stdin_50x38.png", "named.webp", "photo.png"]
+
+
+def test_a_file_called_dash_is_a_file(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "photo.png").rename(tmp_path / "-")
+    assert upscale("./-", "--scale", "2").code == 0
+    assert tree(tmp_path) == ["-", "-_x2.png"]
+
+
+def test_where_outputs_go(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    save(tmp_path / "b.png")
+    assert upscale("a.png", "--scale", "2", "-o", "one.png").code == 0
+    assert upscale("a.png", "--scale", "2", "-o", "two/").code == 0
+    assert upscale("a.png", "--scale", "2", "-o", "three").code == 0
+    assert upscale("a.png", "b.png", "--scale", "2", "-o", "four.1").code == 0
+    assert upscale("a.png", "b.png", "--scale", "2", "-o", "five.png").code == 2
+    assert upscale("a.png", "--scale", "2", "-o", "a.png", "--overwrite").code == 0
+    made = ["a.png", "b.png", "four.1/a_x2.png", "four.1/b_x2.png", "one.png", "three/a_x2.png", "two/a_x2.png"]
+    assert tree(tmp_path) == made
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (64, 48)
+
+
+def test_formats(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "photo.png")
+    expected = {"png": "PNG", "jpg": "JPEG", ".WebP": "WEBP", "tif": "TIFF", "avif": "AVIF", "bmp": "BMP", "gif": "GIF"}
+    for extension, format in expected.items():
+        assert upscale("photo.png", "--scale", "2", "--format", extension).code == 0
+        with Image.open(tmp_path / f"photo_x2.{extension.lower().lstrip('.')}") as image:
+            assert (image.format, image.size) == (format, (64, 48))
+    assert upscale("photo.png", "--scale", "2", "-o", "odd.name", "--format", "jpeg").code == 0
+    with Image.open(tmp_path / "odd.name") as image:
+        assert image.format == "JPEG"
+    assert upscale("photo.png", "--scale", "2", "--format", "dzi").code == 0
+    assert (tmp_path / "photo_x2_files").is_dir()
+
+
+def test_outputs_of_one_name_are_refused_before_work_starts(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "a/photo.png")
+    save(tmp_path / "b/photo.jpg")
+    save(tmp_path / "b/Photo.png")
+    ran = upscale("a/photo.png", "b/photo.jpg", "--scale", "2", "-o", "out")
+    assert ran.code == 2
+    assert ran.err.startswith("liif: a/photo.png and b/photo.jpg would both be written as photo_x2.png in out; rename")
+    assert upscale("b", "--scale", "2").code == 2
+    assert tree(tmp_path) == ["a/photo.png", "b/Photo.png", "b/photo.jpg"]
+
+
+def test_json_has_one_object_a_file(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "a.png", photo(10, 20))
+    (tmp_path / "b.png").write_text("no picture")
+    ran = upscale("a.png", "b.png", "--scale", "2", "--json")
+    assert ran.code == 1
+    good, bad = records(ran.out)
+    assert good.pop("seconds") > 0
+    assert good == {
+        "input": "a.png",
+        "output": "a_x2.png",
+        "input_size": {"width": 20, "height": 10},
+        "output_size": {"width": 40, "height": 20},
+        "frames": 1,
+        "model": str(TINY),
+        "skipped": False,
+        "error": None,
+    }
+    assert bad["output"] is None
+    assert bad["error"].startswith("b.png: is not a picture")
+    (again, _) = records(upscale("a.png", "b.png", "--scale", "2", "--json", "--skip-existing").out)
+    assert (again["skipped"], again["output"]) == (True, "a_x2.png")
+
+
+def test_quiet_says_errors_only(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    ran = upscale("a.png", "b.png", "--scale", "2", "-q")
+    assert (ran.out, ran.err) == ("", "liif: b.png: no such file\n")
+
+
+def test_verbose_says_what_runs_where(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    ran = upscale("a.png", "--scale", "2", "-v", "--device", "cpu", "--precision", "float32")
+    assert ran.err.startswith(f"liif: model {TINY} on cpu in torch.float32, within ")
+
+
+def test_results_come_in_the_order_of_the_inputs(upscale: Cli, tmp_path: Path) -> None:
+    for number in range(8):
+        if number % 3 == 1:
+            (tmp_path / f"{number}.png").write_text("no picture")
+        else:
+            save(tmp_path / f"{number}.png", photo(8 + 8 * (number % 2), 12))
+    ran = upscale(*(f"{number}.png" for number in range(8)), "--scale", "2", "--json")
+    assert [record["input"] for record in records(ran.out)] == [f"{number}.png" for number in range(8)]
+
+
+def test_a_preview_writes_nothing_and_tells_the_truth(upscale: Cli, tmp_path: Path, photos: Path) -> None:
+    (photos / "broken.png").write_text("no picture")
+    save(photos / "b_x3.png")
+    before = tree(tmp_path)
+    arguments = ["photos", "-r", "--scale", "3", "-o", "out", "--json"]
+    preview = upscale(*arguments, "--dry-run")
+    assert tree(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+    real = upscale(*arguments)
+    assert preview.code == real.code == 1
+    told = ("input", "output", "input_size", "output_size", "frames", "skipped", "error")
+    assert [{key: record[key] for key in told} for record in records(preview.out)] == [
+        {key: record[key] for key in told} for record in records(real.out)
+    ]
+    again = upscale(*arguments, "--dry-run")
+    assert again.err.count("already exists") == 5
+    assert again.code == 1
+    skipping = records(upscale(*arguments, "--dry-run", "--skip-existing").out)
+    assert [record["skipped"] for record in skipping].count(True) == 5
+    ran = upscale("-", "--width", "50", "--dry-run", stdin=(photos / "a.jpg").read_bytes())
+    assert ran.out == "standard output  50x38 from - 32x24\n"
+
+
+def test_a_preview_reads_headers_only(upscale: Cli, tmp_path: Path) -> None:
+    Image.new("RGB", (4_000, 4_000)).save(tmp_path / "large.png")
+    content = (tmp_path / "large.png").read_bytes()
+    (tmp_path / "large.png").write_bytes(content[:2000])  # the pixels are gone, the header is not
+    ran = upscale("large.png", "--scale", "0.1", "--dry-run")
+    assert ran.out == "large_x0.1.png  400x400 from large.png 4000x4000\n"
+
+
+def test_skipping_by_a_name_that_tells_pixels(upscale: Cli, tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / f"{name}.png")
+    upscale("a.png", "--longest", "64")
+    ran = upscale("a.png", "b.png", "--longest", "64", "--skip-existing")
+    assert ran.code == 0
+    assert ran.out.startswith("a_64x48.png  there already\nb_64x48.png  64x48 from 32x24")
+    assert ran.err == "liif: 2 pictures: 1 written, 1 there already\n"
+
+
+def animate(path: Path, count: int = 3, loop: int | None = 2, **options: Any) -> list[np.ndarray]:
+    frames = [photo(12, 16, seed=number) for number in range(count)]
+    first, *others = (Image.fromarray(frame) for frame in frames)
+    looping = {} if loop is None else {"loop": loop}
+    first.save(path, save_all=True, append_images=others, duration=[100, 250, 40][:count], **looping, **options)
+    return frames
+
+
+@pytest.mark.parametrize("extension", ["gif", "webp", "png"])
+def test_animations_stay_animations(upscale: Cli, tmp_path: Path, extension: str) -> None:
+    animate(tmp_path / f"moving.{extension}")
+    ran = upscale(f"moving.{extension}", "--scale", "2")
+    assert (ran.code, ran.err) == (0, "")
+    assert ", 3 frames in " in ran.out
+    with Image.open(tmp_path / f"moving_x2.{extension}") as image:
+        assert (image.size, image.n_frames) == ((32, 24), 3)
+        durations = []
+        for number in range(3):
+            image.seek(number)
+            image.load()
+            durations.append(image.info["duration"])
+        assert durations == [100, 250, 40]
+        assert image.info["loop"] == 2
+
+
+@pytest.mark.parametrize("wanted", ["gif", "webp", "png"])
+def test_animations_become_another_format(upscale: Cli, tmp_path: Path, wanted: str) -> None:
+    animate(tmp_path / "moving.gif", loop=0)
+    assert upscale("moving.gif", "--width", "40", "--format", wanted, "-o", "out/").code == 0
+    with Image.open(tmp_path / f"out/moving_40x30.{wanted}") as image:
+        assert (image.size, image.n_frames) == ((40, 30), 3)
+
+
+def test_every_frame_is_painted_like_a_picture_of_its_own(upscale: Cli, tmp_path: Path) -> None:
+    frames = animate(tmp_path / "moving.png")
+    upscale("moving.png", "--scale", "2")
+    with Image.open(tmp_path / "moving_x2.png") as image:
+        for number, frame in enumerate(frames):
+            save(tmp_path / "frame.png", frame)
+            upscale("frame.png", "--scale", "2", "--overwrite")
+            image.seek(number)
+            with Image.open(tmp_path / "frame_x2.png") as still:
+                assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(still))
+
+
+def test_a_format_that_stands_still_is_refused_for_animations(upscale: Cli, tmp_path: Path) -> None:
+    animate(tmp_path / "moving.gif")
+    for options in ([], ["--dry-run"]):
+        ran = upscale("moving.gif", "--scale", "2", "--format", "jpg", *options)
+        assert ran.code == 5
+        assert ran.err == "liif: moving_x2.jpg: JPEG cannot hold an animation; use .gif, .webp or .png\n"
+    assert tree(tmp_path) == ["moving.gif"]
+
+
+def test_animations_through_pipes_keep_their_format(upscale: Cli, tmp_path: Path) -> None:
+    animate(tmp_path / "moving.gif")
+    ran = upscale("-", "--scale", "2", stdin=(tmp_path / "moving.gif").read_bytes())
+    with Image.open(io.BytesIO(ran.raw)) as image:
+        assert (image.format, image.n_frames) == ("GIF", 3)
+
+
+def test_animations_too_large_to_be_held_are_refused(upscale: Cli, tmp_path: Path) -> None:
+    animate(tmp_path / "moving.gif")
+    ran = upscale("moving.gif", "--size", "30000x30000", "--memory", "3G", "--format", "png")
+    assert ran.code in (4, 5)  # whichever of memory and disk is too small for it first
+    assert len(ran.err.splitlines()) == 1

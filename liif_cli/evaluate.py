@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from liif_cli import checkpoint, weights
 from liif_cli.benchmarks import Dataset, Pair, Truth
 from liif_cli.benchmarks.datasets import low_res_size, read_rgb
-from liif_cli.engine import Box, Engine, Size
+from liif_cli.engine import Engine, Size
 from liif_cli.errors import InputError, LiifError, UsageError
 from liif_cli.metrics import Channel, psnr, ssim
 from liif_cli.protocol import Protocol
@@ -65,22 +65,6 @@ class Method(Interface):
     def paint(self, low_res: Array, size: Size) -> Array:
         """(h, w, 3) uint8 to (H, W, 3) floats, nominally in [0, 1], not clamped."""
 
-    def paint_part(self, low_res: Array, size: Size, part: Window) -> Array:
-        """As :meth:`paint`, of a window of the enlarged picture only."""
-
-
-class Window(NamedTuple):
-    """Whole pixels of an enlarged picture."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def of(self, image: Array) -> Array:
-        """The pixels of an image inside the window; a view."""
-        return image[self.top : self.top + self.height, self.left : self.left + self.width]
-
 
 class ModelMethod:
     """A checkpoint in the engine."""
@@ -94,18 +78,6 @@ class ModelMethod:
         self.memory_bytes = memory_bytes
 
     def paint(self, low_res: Array, size: Size) -> Array:
-        return self._paint(low_res, size, None)
-
-    def paint_part(self, low_res: Array, size: Size, part: Window) -> Array:
-        model = self.engine.model
-        if model.native_scale is not None or not model.encoder.halo_is_exact:
-            return part.of(self.paint(low_res, size))
-        y, x = low_res.shape[0] / size[0], low_res.shape[1] / size[1]
-        bottom = min((part.top + part.height) * y, low_res.shape[0])
-        right = min((part.left + part.width) * x, low_res.shape[1])
-        return self._paint(low_res, (part.height, part.width), Box(part.top * y, part.left * x, bottom, right))
-
-    def _paint(self, low_res: Array, size: Size, box: Box | None) -> Array:
         engine = self.engine
         if self.memory_bytes is None:
             engine.budget_bytes = min(MOST_BYTES, int(free_bytes(engine.device) * FREE_SHARE))
@@ -114,7 +86,7 @@ class ModelMethod:
             engine.budget_bytes = within_process(self.memory_bytes) if on_cpu else self.memory_bytes
         out = np.empty((*size, 3), np.float32)
         done = 0
-        for band in engine.bands(low_res, size, box):
+        for band in engine.bands(low_res, size):
             out[done : done + len(band)] = band
             done += len(band)
         return out
@@ -131,9 +103,6 @@ class KernelMethod:
 
     def paint(self, low_res: Array, size: Size) -> Array:
         return self.enlarge(low_res / 255.0, size)
-
-    def paint_part(self, low_res: Array, size: Size, part: Window) -> Array:
-        return part.of(self.paint(low_res, size))
 
     def enlarge(self, image: Array, size: Size) -> Array:
         """(h, w) or (h, w, C) floats to ``size``, without rounding or clamping."""
@@ -280,6 +249,16 @@ class Painted(NamedTuple):
     peak_bytes: int
 
 
+class Keeper(Interface):
+    """Who wants enlargements, not scores alone."""
+
+    def wants(self, dataset: Dataset, truth: Truth) -> bool:
+        """Whether enlargements of a picture are wanted; they are painted even where their scores are known."""
+
+    def take(self, painted: Painted, image: Array) -> None:
+        """Take an enlargement, (H, W, 3) floats, not clamped."""
+
+
 Known = Mapping[str, Score]
 Perceptual = Callable[[Array, Array], float]
 
@@ -303,12 +282,12 @@ def evaluate(
     known: Known | None = None,
     perceptual: Perceptual | None = None,
     started: Callable[[str], None] = lambda text: None,
-    keep: Callable[[Painted, Array], None] | None = None,
+    keepers: Sequence[Keeper] = (),
 ) -> Generator[tuple[str, Score], None, None]:
     """Score everything, data set by data set, scale by scale, picture by picture; yield each score with its key.
 
-    ``known`` scores are not computed again, unless ``keep`` wants the pictures: it is given each enlargement, (H, W, 3)
-    floats. ``started`` is told what is painted.
+    ``known`` scores are not computed again, unless one of ``keepers`` wants the enlargement. ``started`` is told what
+    is painted.
 
     Raises InputError, naming the picture, for what cannot be read or scored.
     """
@@ -324,28 +303,31 @@ def evaluate(
             last_read = truth.path, read_rgb(truth.path)
         return dataset.pair(truth, scale, protocol, last_read[1])
 
-    def todo(dataset: Dataset, scale: float, truth: Truth) -> list[tuple[Method, str]]:
-        return [(m, key(m, dataset, truth, scale, protocol, perceptual is not None)) for m in work.methods]
+    def jobs(dataset: Dataset, scale: float, truth: Truth) -> list[tuple[Method, str, Score | None]]:
+        """Each method, its score's key, and the score where nothing is to be painted for it."""
+        wanted = any(keeper.wants(dataset, truth) for keeper in keepers)
+        keys = [key(method, dataset, truth, scale, protocol, perceptual is not None) for method in work.methods]
+        return [(m, name, None if wanted else known.get(name)) for m, name in zip(work.methods, keys, strict=True)]
 
     with _pool() as reader, _pool() as scorer:
         ahead: Future[Pair] | None = None
+        following = jobs(*cells[0]) if cells else []
         for number, (dataset, scale, truth) in enumerate(cells):
-            jobs = todo(dataset, scale, truth)
-            pending = [job for job in jobs if keep is not None or job[1] not in known]
-            pair = None
-            if pending:
+            current, pair = following, None
+            if any(done is None for _, _, done in current):
                 pair = ahead.result() if ahead is not None else prepare(dataset, scale, truth)
             ahead = None
             if number + 1 < len(cells):
-                following = cells[number + 1]
-                if keep is not None or any(job[1] not in known for job in todo(*following)):
-                    ahead = reader.submit(prepare, *following)
-            for method, name in jobs:
-                if pair is None or (keep is None and name in known):
-                    waiting.append((name, known[name]._replace(method=method.name, dataset=dataset.title)))
+                following = jobs(*cells[number + 1])
+                if any(done is None for _, _, done in following):
+                    ahead = reader.submit(prepare, *cells[number + 1])
+            for method, name, done in current:
+                if done is not None:
+                    waiting.append((name, done._replace(method=method.name, dataset=dataset.title, image=truth.name)))
                 else:
+                    assert pair is not None
                     started(f"{dataset.title} x{scale:g} {truth.name}: {method.name}")
-                    painted = _paint(method, dataset, scale, truth, pair, protocol, keep)
+                    painted = _paint(method, dataset, scale, truth, pair, protocol, keepers)
                     waiting.append((name, scorer.submit(score, painted, protocol, perceptual)))
                 while waiting and (len(waiting) > _WAITING or _is_ready(waiting[0][1])):
                     yield _taken(waiting.popleft())
@@ -377,7 +359,7 @@ def _paint(
     truth: Truth,
     pair: Pair,
     protocol: Protocol,
-    keep: Callable[[Painted, Array], None] | None,
+    keepers: Sequence[Keeper],
 ) -> Painted:
     size = pair.high_res.shape[0], pair.high_res.shape[1]
     on_luma = isinstance(method, KernelMethod) and protocol.kernels_on_luma(protocol.channel(dataset.rgb))
@@ -390,8 +372,9 @@ def _paint(
             raise InputError(f"{truth.path}: {error}") from None
         seconds = time.perf_counter() - start
     painted = Painted(method, dataset, scale, truth, pair, None if on_luma else image, seconds, memory.peak_bytes)
-    if keep is not None:
-        keep(painted, image)
+    for keeper in keepers:
+        if keeper.wants(dataset, truth):
+            keeper.take(painted, image)
     return painted
 
 
@@ -503,13 +486,13 @@ class _PeakMemory:
 
 __all__ = [
     "KERNELS",
+    "Keeper",
     "KernelMethod",
     "Method",
     "ModelMethod",
     "Painted",
     "Row",
     "Score",
-    "Window",
     "Work",
     "evaluate",
     "load_methods",

@@ -13,6 +13,8 @@ Interpolation by a fixed kernel is scored as the published tables score it, from
 counts, the truth's luma is rounded to 8 bits, reduced with MATLAB's bicubic and enlarged with the kernel, both without
 rounding, and rounded to 8 bits at the end. That gives bicubic its 33.66, 30.39 and 28.42 dB on Set5. Fed the models'
 8-bit RGB files and not rounded, it scores 0.01 to 0.03 dB more: ``rounding="none"``.
+
+Grey pictures are read as RGB, so that their luma has studio range like that of the others.
 """
 
 from __future__ import annotations

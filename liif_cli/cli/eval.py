@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +15,8 @@ import typer
 from liif_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from liif_cli.benchmarks import Dataset
-    from liif_cli.evaluate import Painted, Score
+    from liif_cli.benchmarks import Dataset, Truth
+    from liif_cli.evaluate import Keeper, Painted, Score
 
 STANDARD = Path("-")  # standard output
 WHAT, HOW, OUTPUT, RUNNING = "What is scored", "Protocol", "Output", "Model and machine"
@@ -215,9 +215,14 @@ def evaluate(
     book = Scorebook(cache_folder() / "eval" / "scores.jsonl")
     known = book.read() if resume else {}
     scores: list[Score] = []
-    keep = None if save_images is None else _saver(save_images)
+    keepers: list[Keeper] = [] if save_images is None else [_Saver(save_images)]
+    if report is not None:
+        from liif_cli.report import Details, write_report
+
+        details = Details(work)
+        keepers.append(details)
     with _progress(work.count, quiet=quiet) as progress, book:
-        stream = scores_of(work, known=known, perceptual=perceptual, started=progress.started, keep=keep)
+        stream = scores_of(work, known=known, perceptual=perceptual, started=progress.started, keepers=keepers)
         try:
             for key, score in stream:
                 scores.append(score)
@@ -232,10 +237,7 @@ def evaluate(
         rows = summarise(scores)
         printed = {each.title: in_print(each.title) for each in sets} if protocol.is_published else {}
         if report is not None:
-            from liif_cli.report import write_report
-
-            progress.started("the report")
-            page = write_report(report, rows, scores, work, printed)
+            page = write_report(report, rows, scores, details, printed)
     from liif_cli import tables
 
     shown = printed if published else {}
@@ -309,19 +311,25 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def _saver(folder: Path) -> Callable[[Painted, Any], None]:
-    import numpy as np
+class _Saver:
+    """Keeps every enlargement as a file."""
 
-    from liif_cli.images import Picture, write
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    def save(painted: Painted, image: Any) -> None:
-        name = Path(painted.truth.name).with_suffix(".png")
-        path = folder / painted.dataset.title / f"x{painted.scale:g}" / painted.method.name / name
+    def wants(self, dataset: Dataset, truth: Truth) -> bool:
+        return True
+
+    def take(self, painted: Painted, image: Any) -> None:
+        import numpy as np
+
+        from liif_cli.images import EXTENSIONS, Picture, write
+
+        below = Path(painted.dataset.title, f"x{painted.scale:g}", painted.method.name, painted.truth.name)
+        path = self.folder / below.with_name(f"{below.stem if below.suffix in EXTENSIONS else below.name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
         write(path, pixels, Picture(pixels), overwrite=True)
-
-    return save
 
 
 class _Progress:

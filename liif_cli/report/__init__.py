@@ -17,32 +17,35 @@ from liif_cli import __version__
 from liif_cli.evaluate import Row, Score, Work
 from liif_cli.files import atomic_path
 from liif_cli.published import Rows
-from liif_cli.report.curves import curves
-from liif_cli.report.details import details
+from liif_cli.report.curves import draw_curves
+from liif_cli.report.details import Details
 from liif_cli.tables import Sheet, sheets
 
-__all__ = ["write_report"]
-
-DETAILS = 3  # pictures a data set of which a detail is shown
+__all__ = ["Details", "write_report"]
 
 
 def write_report(
-    folder: Path, rows: Sequence[Row], scores: Sequence[Score], work: Work, published: Mapping[str, Rows] | None = None
+    folder: Path,
+    rows: Sequence[Row],
+    scores: Sequence[Score],
+    details: Details,
+    published: Mapping[str, Rows] | None = None,
 ) -> Path:
     """Write ``index.html`` into a folder, in place of an older one; returns its path.
 
-    Details are painted anew by the methods of ``work``, only as large as they are shown. Raises OutputError.
+    ``details`` were among the keepers of the evaluation that made the scores. Raises OutputError.
     """
-    printed = published or {}
-    shown = details(work, scores, DETAILS)
+    work, printed = details.work, published or {}
     tables = sheets(rows, work, printed)
     parts = {
         "title": html.escape(_title(work)),
         "lead": html.escape(_lead(rows)),
-        "curves": "\n".join(curves(dataset.title, rows, printed.get(dataset.title, {})) for dataset in work.datasets),
+        "curves": "\n".join(
+            draw_curves(dataset.title, rows, printed.get(dataset.title, {})) for dataset in work.datasets
+        ),
         "tables": "\n".join(_table(sheet, rows, work) for sheet in tables),
         "version": html.escape(__version__),
-        "data": _as_script(shown),
+        "data": _as_script(details.as_json(scores)),
     }
     page = (resources.files("liif_cli.report") / "page.html").read_text(encoding="utf-8")
     for name, text in parts.items():
@@ -55,26 +58,28 @@ def write_report(
 
 def _title(work: Work) -> str:
     names = [method.name for method in work.methods]
-    sets = ", ".join(dataset.title for dataset in work.datasets)
-    return f"{' · '.join(names)} on {sets}" if len(names) <= 3 else f"{len(names)} methods on {sets}"
+    sets = _listed([dataset.title for dataset in work.datasets])
+    return f"{_listed(names) if len(names) <= 3 else f'{len(names)} methods'} on {sets}"
 
 
 def _lead(rows: Sequence[Row]) -> str:
-    """The result in a sentence: the best model against the best kernel, where there are both, at the smallest scale."""
-    said = []
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        scale = min(row.scale for row in rows if row.dataset == dataset)
-        here = [row for row in rows if row.dataset == dataset and row.scale == scale]
-        models = [row for row in here if row.kind == "model"]
-        kernels = [row for row in here if row.kind == "kernel"]
-        if models and kernels:
-            model, kernel = (max(some, key=lambda row: row.psnr) for some in (models, kernels))
-            gain = model.psnr - kernel.psnr
-            said.append(
-                f"{model.method} is {abs(gain):.1f} dB {'closer' if gain >= 0 else 'further off'} than {kernel.method}"
-                f" on {dataset} at x{scale:g}"
-            )
-    return "; ".join(said) + "." if said else ""
+    """The result in a sentence: the first model against the best kernel at the smallest scale."""
+    scale = min(row.scale for row in rows)
+    here = [row for row in rows if row.scale == scale]
+    models = [row for row in here if row.kind == "model"]
+    kernels = [row for row in here if row.kind == "kernel"]
+    if not models or not kernels:
+        return ""
+    name = models[0].method
+    best = max(kernels, key=lambda row: row.psnr).method
+    scores = {(row.method, row.dataset): row.psnr for row in here}
+    gains = [(dataset, scores[name, dataset] - scores[best, dataset]) for _, dataset in scores if _ == name]
+    said = _listed([f"{gain:+.1f} dB on {dataset}".replace("-", "−") for dataset, gain in gains])
+    return f"At ×{scale:g}, {name} against {best}: {said}."
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _table(sheet: Sheet, rows: Sequence[Row], work: Work) -> str:

@@ -24,7 +24,7 @@ class Curve(NamedTuple):
     style: str  # class names
 
 
-def curves(title: str, rows: Sequence[Row], printed: Rows) -> str:
+def draw_curves(title: str, rows: Sequence[Row], printed: Rows) -> str:
     """A figure of all methods on a data set; nothing where there are fewer than two scales."""
     own: dict[str, dict[float, float]] = {}
     for row in rows:

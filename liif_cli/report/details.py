@@ -18,7 +18,7 @@ from PIL import Image
 
 from liif_cli.benchmarks import Dataset, Truth
 from liif_cli.benchmarks.datasets import low_res_size, painted_size, read_rgb
-from liif_cli.evaluate import KernelMethod, Score, Window, Work
+from liif_cli.evaluate import KernelMethod, Painted, Score, Work
 
 Array = NDArray[Any]
 
@@ -26,6 +26,19 @@ SIDE = 192  # pixels of a detail: enough to know what it shows, few enough to be
 _LOOKED_AT = 24  # pictures of a large set that are searched for details
 _STEP = 8  # pixels between the squares that are tried
 _NEIGHBOURHOOD = 9  # pixels over which edges must go one way
+
+
+class Window(NamedTuple):
+    """Whole pixels of a picture at full resolution."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, image: Array) -> Array:
+        """The pixels of an image inside the window; a view."""
+        return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 class Detail(NamedTuple):
@@ -37,16 +50,62 @@ class Detail(NamedTuple):
     energy: float
 
 
-def details(work: Work, scores: Sequence[Score], count: int) -> dict[str, Any]:
-    """Up to ``count`` details of each data set, painted by every method at every scale, as the page's script reads
-    them: pictures as data URIs."""
-    found = [detail for dataset in work.datasets for detail in choose(dataset, work.scales, count)]
-    psnr = {(each.dataset, each.image, each.scale, each.method): each.psnr for each in scores}
-    return {
-        "methods": [{"name": method.name, "kind": method.kind} for method in work.methods],
-        "scales": [f"{scale:g}" for scale in work.scales],
-        "details": [_painted(detail, work, psnr) for detail in found],
-    }
+class Details:
+    """The details of an evaluation, which collect what is painted while it runs (`evaluate.Keeper`)."""
+
+    def __init__(self, work: Work, count: int = 3) -> None:
+        """Choose up to ``count`` details of each data set. Raises InputError for pictures that cannot be read."""
+        self.work = work
+        self.chosen = {
+            (dataset.title, detail.truth.name): detail
+            for dataset in work.datasets
+            for detail in choose(dataset, work.scales, count)
+        }
+        self._truths: dict[tuple[str, str], str] = {}
+        self._inputs: dict[tuple[str, str, float], tuple[str, Sequence[int]]] = {}
+        self._painted: dict[tuple[str, str, float, str], str] = {}
+
+    def wants(self, dataset: Dataset, truth: Truth) -> bool:
+        return (dataset.title, truth.name) in self.chosen
+
+    def take(self, painted: Painted, image: Array) -> None:
+        name = painted.dataset.title, painted.truth.name
+        window = self.chosen[name].window
+        self._painted[*name, painted.scale, painted.method.name] = _uri(window.of(image))
+        if name not in self._truths:
+            self._truths[name] = _uri(window.of(painted.pair.high_res) / 255)
+        if (*name, painted.scale) not in self._inputs:
+            low_res = painted.pair.low_res
+            pixels = KernelMethod("nearest").paint(low_res, (image.shape[0], image.shape[1]))  # shows them as they are
+            shown = _uri(window.of(pixels), lossless=True)
+            self._inputs[*name, painted.scale] = shown, (low_res.shape[1], low_res.shape[0])
+
+    def as_json(self, scores: Sequence[Score]) -> dict[str, Any]:
+        """What the page's script reads: pictures as data URIs, and the scores of the whole pictures."""
+        psnr = {(each.dataset, each.image, each.scale, each.method): each.psnr for each in scores}
+        names = [method.name for method in self.work.methods]
+        return {
+            "methods": [{"name": method.name, "kind": method.kind} for method in self.work.methods],
+            "scales": [f"{scale:g}" for scale in self.work.scales],
+            "details": [
+                {
+                    "dataset": name[0],
+                    "image": name[1],
+                    "size": [detail.window.width, detail.window.height],
+                    "truth": self._truths[name],
+                    "scales": {
+                        f"{scale:g}": {
+                            "input": self._inputs[*name, scale][0],
+                            "inputSize": self._inputs[*name, scale][1],
+                            "methods": [self._painted[*name, scale, method] for method in names],
+                            "psnr": [_finite(psnr.get((*name, scale, method))) for method in names],
+                        }
+                        for scale in self.work.scales
+                    },
+                }
+                for name, detail in self.chosen.items()
+            ],
+        }
 
 
 def choose(dataset: Dataset, scales: Sequence[float], count: int) -> list[Detail]:
@@ -91,29 +150,6 @@ def _means(plane: Array, side: int) -> Array:
     sums = padded.cumsum(0).cumsum(1)
     means: Array = (sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]) / side**2
     return means
-
-
-def _painted(detail: Detail, work: Work, psnr: dict[tuple[str, str, float, str], float]) -> dict[str, Any]:
-    dataset, truth, window = detail.dataset, detail.truth, detail.window
-    image = read_rgb(truth.path)
-    pixels = KernelMethod("nearest")  # shows the input as it is
-    scales = {}
-    for scale in work.scales:
-        pair = dataset.pair(truth, scale, work.protocol, image)
-        size = pair.high_res.shape[0], pair.high_res.shape[1]
-        scales[f"{scale:g}"] = {
-            "input": _uri(pixels.paint_part(pair.low_res, size, window), lossless=True),
-            "inputSize": [pair.low_res.shape[1], pair.low_res.shape[0]],
-            "methods": [_uri(method.paint_part(pair.low_res, size, window)) for method in work.methods],
-            "psnr": [_finite(psnr.get((dataset.title, truth.name, scale, method.name))) for method in work.methods],
-        }
-    return {
-        "dataset": dataset.title,
-        "image": truth.name,
-        "size": [window.width, window.height],
-        "truth": _uri(window.of(image) / 255),
-        "scales": scales,
-    }
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,5 +1,9 @@
 """Plans change how a picture is painted, never what is painted."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import oracle
 import pytest
@@ -10,7 +14,7 @@ from hypothesis import strategies as st
 from liif_cli import engine as rooms
 from liif_cli.engine import Box, Engine, Plan
 from liif_cli.errors import InputError, MemoryBudgetError
-from liif_cli.models import build
+from liif_cli.models import build, liif
 
 CPU = torch.device("cpu")
 AMPLE = 2**31
@@ -120,6 +124,21 @@ def test_a_reduced_picture_does_not_alias(name):
     assert middle.std(axis=(0, 1)).max() < 0.02
 
 
+@pytest.mark.parametrize("name", ["liif", "metasr", "single x2"])
+def test_the_ensemble_is_the_mean_of_eight_views(name):
+    engine, pixels = make(name), picture(11, 17)
+    expected = np.zeros((29, 40, 3))
+    for turn in range(4):
+        for mirrored in (False, True):
+            seen = np.rot90(pixels[:, ::-1] if mirrored else pixels, turn)
+            answer = np.rot90(paint(engine, seen, (29, 40) if turn % 2 == 0 else (40, 29)), -turn)
+            expected += (answer[:, ::-1] if mirrored else answer) / 8
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rooms, "make_plan", lambda *args, **options: Plan(9, 3, 4, False))
+        got = np.concatenate(list(engine.open(pixels, ensemble=True).bands((29, 40))))
+    assert np.abs(got - expected).max() <= 1e-5
+
+
 @pytest.mark.parametrize("box", [Box(0, 0, 0, 5), Box(-1, 0, 5, 5), Box(5, 0, 2, 5), Box(0, 0, 5, 99)])
 def test_a_box_that_is_not_in_the_picture_is_refused(box):
     with pytest.raises(InputError, match="inside the picture of 12x10"):
@@ -175,6 +194,15 @@ def test_plans_fit_their_budgets_and_use_them():
     assert sizes[0] < sizes[-1]
 
 
+@pytest.mark.parametrize("name", ["liif", "nearest", "plain"])
+def test_the_painter_for_gpus_paints_the_same_on_a_cpu(name, monkeypatch):
+    pixels = picture(23, 30)
+    expected = paint(make(name), pixels, (61, 74))
+    monkeypatch.setattr(liif, "_CPUPainter", liif._GPUPainter)
+    monkeypatch.setattr(liif, "GPU_BLOCK_QUERIES", 1000)
+    assert np.abs(paint(make(name), pixels, (61, 74)) - expected).max() <= 1e-5
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_gpu_paints_what_the_cpu_paints(name):
@@ -183,3 +211,38 @@ def test_a_gpu_paints_what_the_cpu_paints(name):
     torch.manual_seed(5)
     engine = Engine(build(NETWORKS[name]), torch.device("cuda"), torch.float32, AMPLE)
     assert np.abs(paint(engine, pixels, (100, 130)) - expected).max() <= 1e-4
+
+
+MEASURE = """
+import pathlib, re, sys, numpy, torch
+from liif_cli.engine import Engine
+from liif_cli.models import build
+
+encoder = {"name": "edsr", "args": {"n_resblocks": 2, "n_feats": 64, "no_upsampling": True}}
+mlp = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [32, 32]}}
+def peak():
+    # Not getrusage: its peak includes that of the process this one was forked from.
+    return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+
+budget = int(sys.argv[1])
+network = build({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": mlp}})
+engine = Engine(network, torch.device("cpu"), torch.float32, budget)
+image = numpy.zeros((600, 800, 3), numpy.uint8)
+for band in engine.bands(image[:40, :40], (60, 60)):
+    pass
+before = peak()
+for band in engine.bands(image, (900, 1200)):
+    pass
+print((peak() - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("budget_mib", [128, 512])
+def test_the_peak_stays_within_the_budget_and_near_it(budget_mib):
+    budget = budget_mib * 2**20
+    run = subprocess.run([sys.executable, "-c", MEASURE, str(budget)], capture_output=True, text=True, check=True)
+    peak = int(run.stdout)
+    assert peak <= budget
+    # A plan that uses a small part of what it is given would be slower than it must be.
+    assert peak >= 0.3 * budget

@@ -258,7 +258,8 @@ def animate(path: Path, count: int = 3, loop: int | None = 2, **options: Any) ->
 
 @pytest.mark.parametrize("extension", ["gif", "webp", "png"])
 def test_animations_stay_animations(upscale: Cli, tmp_path: Path, extension: str) -> None:
-    animate(tmp_path / f"moving.{extension}")
+    # Where something is lost, the encoder of WebP makes one frame of two that look the same.
+    animate(tmp_path / f"moving.{extension}", **({"lossless": True} if extension == "webp" else {}))
     ran = upscale(f"moving.{extension}", "--scale", "2")
     assert (ran.code, ran.err) == (0, "")
     assert ", 3 frames in " in ran.out

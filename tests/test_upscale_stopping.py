@@ -1,0 +1,240 @@
+"""A batch that is stopped at any moment leaves whole files only, and goes on from there to the same end."""
+
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pytest
+from conftest import THOROUGH, TINY, photo, save
+from PIL import Image
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and forks are POSIX")
+
+COUNT = 30
+COMMAND = ["upscale", "in", "--scale", "6", "-o", "out", "-m", str(TINY), "--precision", "float32"]
+
+# Loads everything once, then a copy of itself runs each command: seconds are saved each time.
+NURSERY = """
+import json, os, sys
+import torch, pyvips, PIL.Image
+import liif_cli.batch, liif_cli.upscaler, liif_cli.cli.batch_report
+from liif_cli.cli import main
+for line in sys.stdin:
+    arguments, folder = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        main(arguments)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Nursery:
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    @property
+    def pipes(self) -> tuple[IO[str], IO[str]]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        return self.process.stdin, self.process.stdout
+
+    def start(self, folder: Path, *arguments: str) -> int:
+        stdin, stdout = self.pipes
+        stdin.write(json.dumps([arguments, str(folder)]) + "\n")
+        stdin.flush()
+        return int(stdout.readline())
+
+    def end(self, limit_s: float = 60) -> int:
+        """The exit code; negative for a signal's number."""
+        _, stdout = self.pipes
+        assert select.select([stdout], [], [], limit_s)[0], "it hangs"
+        return int(stdout.readline())
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            pipe.close()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="module")
+def expected(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a batch makes that nobody stops."""
+    folder = prepared(tmp_path_factory.mktemp("whole"))
+    nursery.start(folder, *COMMAND)
+    assert nursery.end() == 0
+    made = contents(folder / "out")
+    assert len(made) == COUNT
+    return made
+
+
+def prepared(folder: Path) -> Path:
+    for number in range(COUNT):
+        save(folder / f"in/{number:02}.png", photo(8 + number % 5, 12, seed=number))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*")} if folder.is_dir() else {}
+
+
+def leave_time(folder: Path, generator: random.Random) -> None:
+    """Wait for some of the batch, then a moment more."""
+    wanted = generator.randrange(0, COUNT - 2)
+    limit = time.monotonic() + 30
+    while len(list(folder.glob("out/[0-9]*"))) < wanted and time.monotonic() < limit:
+        time.sleep(0.001)
+    time.sleep(generator.random() * 0.03)
+
+
+def traceless(folder: Path) -> None:
+    assert "Traceback" not in (folder / "stderr").read_text()
+    assert "Exception" not in (folder / "stderr").read_text()
+
+
+@pytest.mark.parametrize("seed", range(25 if THOROUGH else 2))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_stopped_batch_goes_on_to_the_same_end(
+    nursery: Nursery, expected: dict[str, bytes], tmp_path: Path, number: signal.Signals, seed: int
+) -> None:
+    prepared(tmp_path)
+    child = nursery.start(tmp_path, *COMMAND)
+    leave_time(tmp_path, random.Random(seed))
+    os.kill(child, number)
+    code = nursery.end(20)
+    made = contents(tmp_path / "out")
+    if number == signal.SIGKILL:
+        assert code in (-number, 0)
+        made = {name: content for name, content in made.items() if not name.startswith(".")}
+    else:
+        assert code in (128 + number, 0)
+        traceless(tmp_path)
+        if code:
+            said = (tmp_path / "stderr").read_text().splitlines()
+            assert said[-1] == ("liif: interrupted" if number == signal.SIGINT else "liif: terminated")
+    # Whole files only, and nothing beside them.
+    assert made.items() <= expected.items()
+
+    nursery.start(tmp_path, *COMMAND, "--skip-existing", "--json")
+    assert nursery.end() == 0
+    made_then = {name: content for name, content in contents(tmp_path / "out").items() if not name.startswith(".")}
+    assert made_then == expected
+    records = [json.loads(line) for line in (tmp_path / "stdout").read_text().splitlines()]
+    assert sum(record["skipped"] for record in records) == len(made)
+
+
+def test_one_large_picture_is_discarded(nursery: Nursery, tmp_path: Path) -> None:
+    save(tmp_path / "photo.png", photo(200, 200))
+    for extension in ("png", "tif", "dzi"):
+        child = nursery.start(
+            tmp_path,
+            "upscale",
+            "photo.png",
+            "--scale",
+            "40",
+            "--format",
+            extension,
+            "-m",
+            str(TINY),
+            "--memory",
+            "900M",
+        )
+        limit = time.monotonic() + 20
+        while not [name for name in contents_names(tmp_path) if name.startswith(".")] and time.monotonic() < limit:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.kill(child, signal.SIGINT)
+        assert nursery.end(20) == 130
+        assert (tmp_path / "stderr").read_text() == "liif: interrupted\n"
+        assert contents_names(tmp_path) == {"photo.png", "stdout", "stderr"}
+
+
+def contents_names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_stopping_while_standard_input_is_awaited(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "liif_cli", "upscale", "-", "--scale", "2", "-o", "out.png", "-m", str(TINY)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write(b"\x89PNG")
+    process.stdin.flush()
+    # Only once its imports are done is it sure to be our own handler that hears the signal.
+    limit = time.monotonic() + 60
+    while "liif_cli" not in Path(f"/proc/{process.pid}/cmdline").read_text() or not loaded(process.pid):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert process.stderr.read() == b"liif: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+    process.stdin.close()
+    process.stderr.close()
+
+
+def loaded(pid: int) -> bool:
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_a_pipe_that_stays_silent_does_not_keep_it_from_stopping(nursery: Nursery, tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    child = nursery.start(tmp_path, "upscale", "a.png", "b.png", "--scale", "2", "-m", str(TINY))
+    limit = time.monotonic() + 20
+    while not (tmp_path / "a_x2.png").exists() and time.monotonic() < limit:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(child, signal.SIGINT)
+    assert nursery.end(20) == 130
+    assert (tmp_path / "stderr").read_text().splitlines() == [
+        "liif: 2 pictures: 1 written, 1 not tried; run it again with --skip-existing to go on",
+        "liif: interrupted",
+    ]
+
+
+def test_a_reader_who_leaves_early_ends_it_quietly(tmp_path: Path) -> None:
+    prepared(tmp_path)
+    command = " ".join([sys.executable, "-m", "liif_cli", *COMMAND, "--json"])
+    script = f"{command} | head -1; echo ${{PIPESTATUS[0]}}"
+    ran = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    first, code = ran.stdout.splitlines()
+    assert json.loads(first)["output"] == "out/00_x6.png"
+    assert code == "1"
+    assert ran.stderr == "liif: stopped: whoever read the standard output has gone\n"
+    made = contents(tmp_path / "out")
+    assert 1 <= len(made) < COUNT
+    for path in (tmp_path / "out").iterdir():
+        with Image.open(path) as image:
+            assert np.asarray(image).shape[1] == 72
+
+
+def test_a_picture_whose_reader_leaves_early(tmp_path: Path) -> None:
+    save(tmp_path / "photo.png", photo(100, 100))
+    script = f"{sys.executable} -m liif_cli upscale photo.png -o - --format bmp --scale 4 -m {TINY} | head -c 9 | wc -c"
+    ran = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout.strip() == "9"
+    assert "Traceback" not in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1

@@ -59,16 +59,15 @@ class Muon(torch.optim.Optimizer):
                 if not columns:
                     adam.append((parameter, parameter.grad, state))
                     continue
-                # A view, not a copy: what is stepped is the parameter itself.
-                matrix, gradient = parameter.view(len(parameter), -1), parameter.grad.reshape(len(parameter), -1)
-                part = matrix[:, :columns]
+                part, gradient = parameter, parameter.grad
+                if parameter.ndim == 2 and columns < parameter.shape[1]:  # views: what is stepped is the parameter
+                    part, gradient = parameter[:, :columns], parameter.grad[:, :columns]
+                    adam.append((parameter[:, columns:], parameter.grad[:, columns:], state))
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(part)
-                same_shape[part.shape].append((part, gradient[:, :columns], state["momentum"]))
-                if columns < matrix.shape[1]:
-                    adam.append((matrix[:, columns:], gradient[:, columns:], state))
-            for shape, members in same_shape.items():
-                _muon(members, group["muon_lr"] * max(1.0, shape[0] / shape[1]) ** 0.5)
+                same_shape[part.shape].append((part, gradient, state["momentum"]))
+            for members in same_shape.values():
+                _muon(members, group["muon_lr"])
             if adam:
                 _adam(adam, group["steps"], group["lr"], group["betas"], group["eps"])
 
@@ -78,8 +77,10 @@ def _muon(members: Sequence[tuple[Tensor, Tensor, Tensor]], rate: float) -> None
     values, gradients, momenta = ([member[i] for member in members] for i in range(3))
     torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
     ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)
-    updates = orthogonalise(torch.stack(list(ahead)))
-    torch._foreach_add_(values, list(updates.unbind()), alpha=-rate)
+    matrices = torch.stack([one.reshape(len(one), -1) for one in ahead])
+    rows, columns = matrices.shape[1:]
+    updates = orthogonalise(matrices).view(-1, *values[0].shape)
+    torch._foreach_add_(values, list(updates.unbind()), alpha=-rate * max(1.0, rows / columns) ** 0.5)
 
 
 def _adam(

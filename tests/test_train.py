@@ -132,7 +132,7 @@ def test_a_run_stopped_and_resumed_ends_as_one_that_never_stopped(settings, numb
     config = tiny("iterations=9", "log_every=1", *settings)
     whole = trained(config, store, tmp_path / "whole")
     stopped = Trainer(config, store, CPU, watcher=StopAt(4, number))
-    assert not run_training(stopped, tmp_path / "parts")
+    assert number == run_training(stopped, tmp_path / "parts")
     assert stopped.iteration == 4
     resumed = trained(config, store, tmp_path / "parts")
     assert resumed.iteration == whole.iteration == 9
@@ -303,7 +303,7 @@ def test_parts_that_do_not_divide_are_refused(store):
 def test_validation_scores_by_the_protocol_and_shows_a_crop(store, photographs, tmp_path):
     config = tiny("iterations=4", "validation.every=2", "validation.scales=[2, 2.5]", "validation.pictures=2")
     trainer = Trainer(config, store, CPU)
-    assert run_training(trainer, tmp_path, validator=Validator(photographs, config.validation))
+    assert run_training(trainer, tmp_path, validator=Validator(photographs, config.validation)) is None
     rows = table(tmp_path / VALIDATION)
     assert [row["iteration"] for row in rows] == ["2", "4"]
     facts = checkpoint.read(tmp_path).facts

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from liif_cli.validate import Scores
 
 RECIPE, RUN, MACHINE = "Recipe", "Run", "Machine"
-INTERRUPTED = 130
 
 
 def train(
@@ -151,7 +150,7 @@ def _train(
     going_on: bool,
 ) -> int:
     from liif_cli import checkpoint, weights
-    from liif_cli.train import Trainer, run_training
+    from liif_cli.train import Trainer, keep_freed_memory, run_training
     from liif_cli.validate import Validator
 
     beginning = None if start is None else checkpoint.read(weights.resolve(start))
@@ -168,10 +167,13 @@ def _train(
     if processes.first and not going_on:
         _clear(run)
     say.begin(trainer, run)
-    if not run_training(trainer, run, validator=validator):
+    if trainer.device.type == "cpu":
+        keep_freed_memory()
+    signal = run_training(trainer, run, validator=validator)
+    if signal is not None:
         say.close()
         say.note(f"saved at iteration {trainer.iteration}; the same command with --resume goes on from there")
-        return INTERRUPTED
+        return 128 + signal  # as shells expect it
     say.close()
     if trainer.skipped:
         say.note(f"steps left out for a loss above optimiser.skip_loss: {trainer.skipped}")

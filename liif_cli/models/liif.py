@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from liif_cli.coords import Axis, Corners, corners, to_low_res
 from liif_cli.errors import ModelError
 from liif_cli.models.base import Field, Model, Window, whole_window
+from liif_cli.models.decoding import hidden_states, relu_
 from liif_cli.models.encoders.layers import Encoder
 from liif_cli.models.mlp import MLP
 
@@ -121,28 +122,45 @@ class LIIFField(Field):
         return rows._replace(code=rows.code - top), columns._replace(code=columns.code - left)
 
     def query(self, coords: Tensor) -> Tensor:
-        batch, height, width, hidden = self.codes.shape
+        batch, height, width = self.codes.shape[:3]
         full_height, full_width = self.window.image_size
         rows, columns = self._corners(to_low_res(coords[..., 0], full_height), to_low_res(coords[..., 1], full_width))
         sample = torch.arange(batch, device=coords.device).view(batch, 1)
-        # Pairs of a row's and a column's corner, (K, K, B, Q): four with the ensemble, one without.
-        index = ((sample * height + rows.code) * width)[:, None] + columns.code[None]
-        relative = torch.stack(
-            [rows.relative[:, None].expand(index.shape), columns.relative[None].expand(index.shape)], dim=-1
-        )
-        weight = rows.weight[:, None] * columns.weight[None]
-        x = self.codes.reshape(-1, hidden).index_select(0, index.flatten()).view(*index.shape, hidden)
-        x = torch.relu(x + F.linear(relative.to(self.of_relative.dtype), self.of_relative))
+        # Pairs of a row's and a column's corner, (B, Q, K): four with the ensemble, one without.
+        index = _flat(((sample * height + rows.code) * width)[:, None] + columns.code[None])
+        pairs = (len(rows.code), *columns.code.shape)
+        down, right = rows.relative[:, None].expand(pairs), columns.relative[None].expand(pairs)
+        relative = torch.stack([_flat(down), _flat(right)], dim=-1)  # (B, Q, K, 2)
+        share = _flat(rows.weight[:, None] * columns.weight[None]).to(self.codes.dtype)
         *inner, last = self.layers
+        blended = self._hidden_states(index, relative, share, inner)
+        # The last layer in float32, as it is painted: eight bits of colour do not survive bfloat16's eight bits. The
+        # shares, rounded, may not add up to one, which would show as a change of brightness.
+        with torch.autocast(blended.device.type, enabled=False):
+            values = F.linear(blended.float(), last.weight.float()) / share.float().sum(dim=-1, keepdim=True)
+            return self.model.denormalise(values + last.bias.float())
+
+    def _hidden_states(self, index: Tensor, relative: Tensor, share: Tensor, inner: Sequence[nn.Linear]) -> Tensor:
+        codes = self.codes.reshape(-1, self.codes.shape[-1])
+        if codes.device.type == "cpu":
+            places = (index.flatten(0, 1), relative.flatten(0, 1), share.flatten(0, 1))
+            states = hidden_states(codes, *places, self.of_relative, [(layer.weight, layer.bias) for layer in inner])
+            return states.view(*index.shape[:2], -1)
+        x = codes.index_select(0, index.flatten()).view(*index.shape, -1)
+        x = torch.relu(x + F.linear(relative.to(self.of_relative.dtype), self.of_relative))
         for layer in inner:
             x = torch.relu(layer(x))
-        blended = (x * weight[..., None].to(x.dtype)).sum(dim=(0, 1))
-        return self.model.denormalise(last(blended))
+        return (x * share[..., None].to(x.dtype)).sum(dim=2)
 
     @torch.no_grad()
     def paint(self, rows: Axis, columns: Axis) -> Tensor:
         painter = _CPUPainter if self.codes.device.type == "cpu" else _GPUPainter
         return painter(self, rows, columns).paint()
+
+
+def _flat(pairs: Tensor) -> Tensor:
+    """Pairs of corners, (K, K, B, Q) to (B, Q, K * K)."""
+    return pairs.permute(2, 3, 0, 1).flatten(2)
 
 
 class _Decoder(NamedTuple):
@@ -160,15 +178,6 @@ def _decoder(field: LIIFField) -> _Decoder:
         [(layer.weight.T, layer.bias) for layer in inner],
         (last.weight.float().T * deviation, last.bias.float() * deviation + mean),
     )
-
-
-def _relu_(x: Tensor) -> Tensor:
-    """In place. A negative bfloat16 is a negative int16 with the same bits, and integers are clamped seven times
-    faster."""
-    if x.dtype == torch.bfloat16:
-        x.view(torch.int16).clamp_min_(0)
-        return x
-    return x.relu_()
 
 
 class _CPUPainter:
@@ -228,9 +237,9 @@ class _CPUPainter:
     def _block(self, rows: slice, columns: slice, corners: Tensor) -> Tensor:
         terms = self.row_terms[rows] + self.column_terms[:, columns]
         shape = (*terms.shape[:2], 3)
-        x = _relu_(F.embedding_bag(terms.view(-1, 3), self.table, mode="sum"))
+        x = relu_(F.embedding_bag(terms.view(-1, 3), self.table, mode="sum"))
         for weight, bias in self.decoder.hidden:
-            x = _relu_(torch.addmm(bias, x, weight))
+            x = relu_(torch.addmm(bias, x, weight))
         weight, bias = self.decoder.last
         if self.corners == 1:
             return torch.addmm(bias, x.float(), weight).view(shape)

@@ -312,25 +312,31 @@ def evaluate(
     with _pool() as reader, _pool() as scorer:
         ahead: Future[Pair] | None = None
         following = jobs(*cells[0]) if cells else []
-        for number, (dataset, scale, truth) in enumerate(cells):
-            current, pair = following, None
-            if any(done is None for _, _, done in current):
-                pair = ahead.result() if ahead is not None else prepare(dataset, scale, truth)
-            ahead = None
-            if number + 1 < len(cells):
-                following = jobs(*cells[number + 1])
-                if any(done is None for _, _, done in following):
-                    ahead = reader.submit(prepare, *cells[number + 1])
-            for method, name, done in current:
-                if done is not None:
-                    waiting.append((name, done._replace(method=method.name, dataset=dataset.title, image=truth.name)))
-                else:
-                    assert pair is not None
-                    started(f"{dataset.title} x{scale:g} {truth.name}: {method.name}")
-                    painted = _paint(method, dataset, scale, truth, pair, protocol, keepers)
-                    waiting.append((name, scorer.submit(score, painted, protocol, perceptual)))
-                while waiting and (len(waiting) > _WAITING or _is_ready(waiting[0][1])):
-                    yield _taken(waiting.popleft())
+        try:
+            for number, (dataset, scale, truth) in enumerate(cells):
+                current, pair = following, None
+                if any(done is None for _, _, done in current):
+                    pair = ahead.result() if ahead is not None else prepare(dataset, scale, truth)
+                ahead = None
+                if number + 1 < len(cells):
+                    following = jobs(*cells[number + 1])
+                    if any(done is None for _, _, done in following):
+                        ahead = reader.submit(prepare, *cells[number + 1])
+                for method, name, done in current:
+                    if done is not None:
+                        same = done._replace(method=method.name, dataset=dataset.title, image=truth.name)
+                        waiting.append((name, same))
+                    else:
+                        assert pair is not None
+                        started(f"{dataset.title} x{scale:g} {truth.name}: {method.name}")
+                        painted = _paint(method, dataset, scale, truth, pair, protocol, keepers)
+                        waiting.append((name, scorer.submit(score, painted, protocol, perceptual)))
+                    while waiting and (len(waiting) > _WAITING or _is_ready(waiting[0][1])):
+                        yield _taken(waiting.popleft())
+        except (LiifError, KeyboardInterrupt):
+            while waiting:  # what is painted is not lost
+                yield _taken(waiting.popleft())
+            raise
         while waiting:
             yield _taken(waiting.popleft())
 

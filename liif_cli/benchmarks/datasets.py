@@ -150,11 +150,10 @@ def find(name: str, folders: Sequence[Path]) -> Dataset:
                 if (root / known.high_res).is_dir():
                     return _known(known, root)
         if not Path(name).is_dir():
-            where = folders[0] if folders else Path("DIR")
+            places = " or ".join(str(folder) for folder in folders)
             raise InputError(
-                f"{name}: the pictures are not here; put them at {where / known.parent / known.high_res}"
-                f" (and {known.low_res}/X2 beside it where there is one) and name that folder with --data {where},"
-                " or download them with --fetch"
+                f"{name}: not here: there is no {known.high_res} in {places}; name the folder that has it with --data"
+                " DIR or LIIF_DATA, or download it with --fetch"
             )
     path = Path(name)
     if not path.is_dir():
@@ -214,7 +213,7 @@ def reduce(image: Array, scale: float, how: str) -> Array:
     if how == "matlab" and scale == int(scale):
         return matlab_reduce(image, int(scale))
     size = painted_size(target, scale)
-    cropped = np.ascontiguousarray(image[: size[0], : size[1]])
+    cropped = image[: size[0], : size[1]].copy()  # torch takes none that cannot be written to
     if how == "matlab":
         return matlab_bicubic(cropped, target)
     if how == "pil":

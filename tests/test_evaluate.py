@@ -1,0 +1,482 @@
+"""Numbers that can be trusted: the protocol to the last detail, through the engine that upscales, and kept when
+interrupted."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from liif_cli import __version__, checkpoint
+from liif_cli.benchmarks import find
+from liif_cli.benchmarks.datasets import read_rgb
+from liif_cli.checkpoint import Checkpoint
+from liif_cli.cli import app
+from liif_cli.errors import ModelError, UsageError
+from liif_cli.evaluate import (
+    KernelMethod,
+    ModelMethod,
+    Row,
+    Score,
+    Work,
+    evaluate,
+    load_methods,
+    parse_scales,
+    summarise,
+)
+from liif_cli.models import build
+from liif_cli.perceptual import Lpips
+from liif_cli.protocol import Protocol
+from liif_cli.published import published
+from liif_cli.scorebook import Scorebook
+from liif_cli.upscaler import load
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+TINY = Path(__file__).parent / "data" / "official_tiny.pth"
+needs_benchmark = pytest.mark.skipif(
+    not (DATA / "benchmark").is_dir(), reason=f"no benchmark pictures at {DATA / 'benchmark'}"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("LIIF_DATA", "LIIF_DEVICE", "LIIF_PRECISION", "LIIF_MEMORY", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LIIF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two smooth pictures with an edge, 50x44 and 41x60."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, height, width in (("a", 50, 44), ("b", 41, 60)):
+        y, x = np.mgrid[:height, :width] / 30
+        planes = [np.sin(3 * x + 2 * y), np.cos(4 * y - x), np.sign(x - y)]
+        pixels = (127.5 + 100 * np.stack(planes, axis=2)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    return folder
+
+
+def work_of(photos: Path, methods: list[Any], scales: list[float], **options: Any) -> Work:
+    return Work(methods, [find(str(photos), [])], scales, Protocol(**options))
+
+
+def scores_of(work: Work, **options: Any) -> list[Score]:
+    return [score for _, score in evaluate(work, **options)]
+
+
+def shaved(image: np.ndarray, border: int) -> np.ndarray:
+    return image[border : image.shape[0] - border, border : image.shape[1] - border]
+
+
+def liif(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, ["eval", *map(str, arguments)])
+
+
+# --- the protocol
+
+
+@needs_benchmark
+def test_bicubic_on_set5_is_what_is_in_print() -> None:
+    work = Work([KernelMethod("bicubic")], [find("set5", [DATA])], [2.0, 3.0, 4.0])
+    rows = summarise(scores_of(work))
+    in_print = published("Set5")["bicubic"]
+    assert {row.scale: row.psnr for row in rows} == pytest.approx(in_print, abs=0.005)
+    assert [row.images for row in rows] == [5, 5, 5]
+    assert rows[0].ssim == pytest.approx(0.9299, abs=5e-5)
+
+
+@needs_benchmark
+@pytest.mark.parametrize(("rounding", "expected"), [("none", 33.684), ("8bit", 33.678)])
+def test_fed_the_models_files_bicubic_scores_a_little_more(rounding: str, expected: float) -> None:
+    work = Work([KernelMethod("bicubic")], [find("set5", [DATA])], [2.0], Protocol(rounding=rounding))
+    (row,) = summarise(scores_of(work))
+    assert row.psnr == pytest.approx(expected, abs=0.001)
+    assert row.low_res == "files"
+
+
+@needs_benchmark
+def test_the_bundled_model_scores_on_set5_what_its_card_says() -> None:
+    work = Work(load_methods(["default"], []), [find("set5", [DATA])], [4.0])
+    (row,) = summarise(scores_of(work))
+    assert (row.method, round(row.psnr, 2), row.low_res) == ("liif-light", 31.43, "files")
+
+
+@pytest.mark.parametrize("scale", [2.0, 2.6])
+@pytest.mark.parametrize("color", ["y", "rgb"])
+def test_a_score_is_the_protocol_s_formula_on_what_upscale_makes(photos: Path, scale: float, color: str) -> None:
+    (method,) = load_methods([str(TINY)], [])
+    work = work_of(photos, [method], [scale], color=color)
+    for score, truth in zip(scores_of(work), work.datasets[0].truths, strict=True):
+        pair = work.datasets[0].pair(truth, scale, work.protocol)
+        size = pair.high_res.shape[:2]
+        made = load(TINY, precision="float32").upscale(pair.low_res / 255, size=size)
+        error = shaved(made - pair.high_res / 255, int(np.ceil(scale)))
+        if color == "y":
+            error = error @ (np.array([65.738, 129.057, 25.064]) / 256)
+        assert score.psnr == pytest.approx(-10 * np.log10(np.mean(error**2)), abs=1e-4)
+        assert (score.height, score.width) == size
+        assert score.seconds > 0
+        assert score.peak_memory_bytes > 2**20
+
+
+def test_colour_border_rounding_and_degradation_change_what_is_scored(photos: Path) -> None:
+    (method,) = load_methods([str(TINY)], [])
+    default = scores_of(work_of(photos, [method], [2.0]))[0].psnr
+    for options in ({"color": "rgb"}, {"border": 7}, {"rounding": "8bit"}, {"degradation": "torch"}):
+        assert scores_of(work_of(photos, [method], [2.0], **options))[0].psnr != default, options
+    assert scores_of(work_of(photos, [method], [2.0], color="y", border=2))[0].psnr == default
+    assert abs(scores_of(work_of(photos, [method], [2.0], rounding="8bit"))[0].psnr - default) < 0.05
+
+
+def test_rounded_scores_are_those_of_the_saved_files(photos: Path, tmp_path: Path) -> None:
+    out, table = tmp_path / "saved", tmp_path / "a.csv"
+    ran = liif("--dataset", photos, "--scales", "2.5", "-m", TINY, "--baselines", "lanczos", "--rounding", "8bit",
+               "--color", "rgb", "--border", 0, "--save-images", out, "--csv", table)  # fmt: skip
+    assert ran.exit_code == 0, ran.stderr
+    for row in csv.DictReader(io.StringIO(table.read_text())):
+        name = row["image"].removesuffix(".png")
+        saved = read_rgb(out / "photos" / "x2.5" / row["method"] / f"{name}.png").astype(float)
+        truth = read_rgb(photos / row["image"])[: saved.shape[0], : saved.shape[1]]
+        assert float(row["psnr"]) == pytest.approx(-10 * np.log10(np.mean((saved - truth) ** 2) / 255**2))
+
+
+def test_kernels_are_scored_on_8_bit_luma_like_published_tables_only_by_default(photos: Path) -> None:
+    kernels = [KernelMethod(name) for name in ("nearest", "bicubic", "lanczos")]
+    assert {score.low_res for score in scores_of(work_of(photos, kernels, [2.0]))} == {"luma"}
+    for options in ({"rounding": "none"}, {"color": "rgb"}, {"degradation": "matlab"}):
+        assert {score.low_res for score in scores_of(work_of(photos, kernels, [2.0], **options))} == {"matlab"}
+
+
+@pytest.mark.parametrize("name", ["nearest", "bicubic", "lanczos"])
+def test_kernels_keep_flat_pictures_and_agree_with_pil_inside(name: str) -> None:
+    kernel = KernelMethod(name)
+    flat = np.full((9, 7, 3), 51, np.uint8)
+    np.testing.assert_allclose(kernel.paint(flat, (23, 30)), 0.2, atol=1e-12)
+    image = np.random.default_rng(0).integers(60, 190, (20, 24, 3), dtype=np.uint8)
+    by_pil = Image.fromarray(image).resize((60, 50), getattr(Image.Resampling, name.upper()))
+    difference = kernel.paint(image, (50, 60)) * 255 - np.asarray(by_pil)
+    assert np.abs(shaved(difference, 8)).max() <= (1e-9 if name == "nearest" else 1.5)
+
+
+# --- methods
+
+
+def tiny(path: Path, spec: dict[str, Any]) -> Path:
+    torch.manual_seed(0)
+    network = build(spec)
+    checkpoint.write(path, Checkpoint(spec, dict(network.state_dict()), {}))
+    return path
+
+
+def encoder(**options: Any) -> dict[str, Any]:
+    return {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 8, **options}}
+
+
+def test_metasr_and_single_scale_networks_are_scored_at_any_scale(photos: Path, tmp_path: Path) -> None:
+    metasr = tiny(
+        tmp_path / "meta.safetensors",
+        {"name": "metasr", "args": {"encoder_spec": encoder(no_upsampling=True)}},
+    )
+    single = tiny(tmp_path / "single.safetensors", {"name": "liif", "args": {"encoder_spec": encoder(scale=2)}})
+    methods = load_methods([str(metasr), str(single), str(TINY)], ["nearest"])
+    rows = summarise(scores_of(work_of(photos, methods, [1.5, 2.0, 3.0])))
+    names = ["meta", "single", "official_tiny", "nearest"]
+    assert [(row.scale, row.method) for row in rows] == [(s, name) for s in (1.5, 2.0, 3.0) for name in names]
+    assert all(np.isfinite(row.psnr) for row in rows)
+
+
+def test_methods_of_one_name_are_told_apart_and_one_named_twice_is_one(tmp_path: Path) -> None:
+    spec = {"name": "liif", "args": {"encoder_spec": encoder(scale=2)}}
+    first = tiny(tmp_path / "net.safetensors", spec)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "net.pth").write_bytes(TINY.read_bytes())
+    (run / "model.safetensors").write_bytes(first.read_bytes())
+    methods = load_methods([str(first), str(run / "net.pth"), str(run), str(first)], ["bicubic", "bicubic"])
+    assert [method.name for method in methods] == ["net", "net (2)", "run", "bicubic"]
+    assert methods[0].identity == methods[2].identity != methods[1].identity
+
+
+def test_what_cannot_be_scored_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"unknown baseline 'sinc': use nearest, bicubic, lanczos"):
+        load_methods([], ["sinc"])
+    with pytest.raises(UsageError, match="nothing to score"):
+        load_methods(["none"], [])
+    with pytest.raises(ModelError, match="nosuch"):
+        load_methods(["nosuch"], [])
+
+
+def test_scales_are_read_in_order_and_wrong_ones_refused() -> None:
+    assert parse_scales("2, x4,2.70,×30,2") == [2.0, 4.0, 2.7, 30.0]
+    for text in ("", "2,", "1", "0.5", "two", "-3", "nan", "1e9", "2;4"):
+        with pytest.raises(UsageError, match="--scales"):
+            parse_scales(text)
+
+
+# --- keeping and resuming
+
+
+class Counted(KernelMethod):
+    """Bicubic that counts, and is interrupted where it is told to be."""
+
+    def __init__(self, interrupt_at: int = 10**9) -> None:
+        super().__init__("bicubic")
+        self.painted, self.interrupt_at = 0, interrupt_at
+
+    def paint(self, low_res: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        if self.painted == self.interrupt_at:
+            raise KeyboardInterrupt
+        self.painted += 1
+        return super().paint(low_res, size)
+
+
+class Taker:
+    def __init__(self, name: str) -> None:
+        self.name, self.taken = name, []
+
+    def wants(self, dataset: Any, truth: Any) -> bool:
+        return truth.name == self.name
+
+    def take(self, painted: Any, image: np.ndarray) -> None:
+        self.taken.append((painted.truth.name, painted.scale, image.shape))
+
+
+def test_known_scores_are_not_painted_again_unless_the_picture_is_wanted(photos: Path) -> None:
+    method = Counted()
+    work = work_of(photos, [method], [2.0, 3.0])
+    first = dict(evaluate(work))
+    assert method.painted == 4
+    assert list(evaluate(work, known=first)) == list(first.items())
+    assert method.painted == 4
+    taker = Taker("b.png")
+    again = scores_of(work, known=first, keepers=[taker])
+    assert [score.psnr for score in again] == [score.psnr for score in first.values()]
+    assert taker.taken == [("b.png", 2.0, (40, 60, 3)), ("b.png", 3.0, (39, 60, 3))]
+    assert method.painted == 6
+
+
+def test_a_score_is_known_only_for_the_same_picture_method_and_protocol(photos: Path) -> None:
+    method = Counted()
+    known = dict(evaluate(work_of(photos, [method], [2.0])))
+    scores_of(work_of(photos, [method], [2.0], border=3), known=known)
+    assert method.painted == 4
+    (photos / "a.png").write_bytes((photos / "b.png").read_bytes())
+    scores_of(work_of(photos, [method], [2.0]), known=known)
+    assert method.painted == 5
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = Counted(interrupt_at=5)
+    monkeypatch.setattr("liif_cli.evaluate.load_methods", lambda *_, **__: [method])
+    arguments = ("--dataset", photos, "--scales", "2,2.5,3", "--json", "-")
+    ran = liif(*arguments)
+    assert ran.exit_code == 130
+    assert "5 of 6 scores are kept; the same command with --resume goes on" in ran.stderr
+    assert len(Scorebook(cache / "eval" / "scores.jsonl").read()) == 5
+    method.interrupt_at = 10**9
+    ran = liif(*arguments, "--resume")
+    assert ran.exit_code == 0
+    assert method.painted == 6
+    resumed = json.loads(ran.stdout)
+    whole = json.loads(liif(*arguments).stdout)
+    for one, other in zip(resumed["scores"], whole["scores"], strict=True):
+        assert (one["image"], one["scale"], one["psnr"]) == (other["image"], other["scale"], other["psnr"])
+
+
+def test_a_book_that_a_kill_cut_short_keeps_its_whole_lines(tmp_path: Path) -> None:
+    score = Score("m", "kernel", "d", 2.0, "a", 30.0, 0.9, None, 0.1, 5, 4, 3, "pil")
+    book = Scorebook(tmp_path / "deep" / "scores.jsonl")
+    with book:
+        book.add("one", score)
+    whole = book.path.read_text()
+    book.path.write_text(whole + whole.strip()[:40])
+    with book:
+        book.add("two", score._replace(psnr=float("inf")))
+    assert book.read() == {"one": score, "two": score._replace(psnr=float("inf"))}
+    book.path.write_text(whole.replace(f'"{__version__}"', '"0.0.0"') + "[]\n{}\n1\n")
+    assert book.read() == {}
+
+
+def test_a_picture_that_cannot_be_read_ends_the_run_and_keeps_the_rest(photos: Path, cache: Path) -> None:
+    (photos / "c.png").write_bytes((photos / "a.png").read_bytes()[:200])
+    ran = liif("--dataset", photos, "--scales", "2", "-m", "none")
+    assert ran.exit_code == 1
+    assert "c.png: is cut short" in ran.stderr
+    assert len(Scorebook(cache / "eval" / "scores.jsonl").read()) == 2
+
+
+# --- the command
+
+
+def test_json_csv_and_table_agree(photos: Path, tmp_path: Path) -> None:
+    json_file, csv_file = tmp_path / "a.json", tmp_path / "a.csv"
+    ran = liif("--dataset", photos, "--scales", "2,2.5", "-m", TINY, "--json", json_file, "--csv", csv_file)
+    assert ran.exit_code == 0, ran.stderr
+    content = json.loads(json_file.read_text())
+    assert content.keys() == {"rows", "scores", "protocol", "version"}
+    assert content["version"] == __version__
+    assert content["protocol"] == {
+        "name": "paper", "color": "auto", "border": None, "rounding": "paper", "degradation": "paper",
+    }  # fmt: skip
+    by_picture = list(csv.DictReader(io.StringIO(csv_file.read_text())))
+    assert len(by_picture) == len(content["scores"]) == 2 * 2 * 2
+    for row in content["rows"]:
+        own = [
+            float(each["psnr"])
+            for each in by_picture
+            if each["method"] == row["method"] and float(each["scale"]) == row["scale"]
+        ]
+        assert row.keys() >= {"method", "dataset", "scale", "images", "psnr", "ssim", "seconds", "peak_memory_bytes"}
+        assert (row["dataset"], row["images"], row["psnr"]) == ("photos", 2, pytest.approx(np.mean(own)))
+        assert f"{row['psnr']:.2f}" in ran.stdout
+    assert "\x1b" not in ran.stdout
+    assert "x2 MATLAB's bicubic, 8 bits; x2.5 PIL's bicubic, 8 bits" in ran.stdout
+
+
+@pytest.mark.parametrize("width", [40, 60, 200])
+def test_the_table_fits_its_terminal_and_shows_every_scale(photos: Path, width: int, monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    ran = liif("--dataset", photos, "--scales", "1.5,2,2.5,3,3.5,4", "-m", "none", "--baselines", "bicubic,lanczos")
+    assert ran.exit_code == 0, ran.stderr
+    assert max(map(len, ran.stdout.splitlines())) <= width
+    for scale in ("x1.5", "x2", "x2.5", "x3", "x3.5", "x4"):
+        assert any(scale in line.split() for line in ran.stdout.splitlines())
+
+
+@needs_benchmark
+def test_published_scores_stand_beside_and_only_beside_what_follows_their_protocol() -> None:
+    run = ("--dataset", "set5", "--data", DATA, "--scales", "3,4", "-m", "none", "--published")
+    markdown = liif(*run, "--markdown").stdout
+    assert "| bicubic | **30.39**" not in markdown  # nothing to be better than
+    assert "| bicubic | 30.39 | 28.42 |" in markdown
+    assert "| *RDN-LIIF, in print* | 34.68 | 32.50 |" in markdown
+    assert "in print" in liif(*run).stdout
+    other = liif(*run, "--border", 2)
+    assert "in print" not in other.stdout
+    assert "scores in print are left out" in other.stderr
+
+
+def test_equal_pictures_are_infinitely_good_and_the_json_stays_json(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40), (9, 99, 199)).save(tmp_path / "flat.png")
+    ran = liif("--dataset", tmp_path, "--scales", "2", "-m", "none", "--json", "-")
+    (row,) = json.loads(ran.stdout)["rows"]
+    assert row["psnr"] is None
+    assert "inf" in liif("--dataset", tmp_path, "--scales", "2", "-m", "none").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--dataset", "nosuch"], 2, ["nosuch", "set5, set14", "folder"]),
+        (["--dataset", "set14"], 1, ["set14", "--data", "--fetch"]),
+        (["--dataset", "{photos}", "--scales", "25"], 1, ["a.png", "x25", "44"]),
+        (["--dataset", "{photos}", "--scales", "1"], 2, ["--scales"]),
+        (["--dataset", "{photos}", "-m", "nosuch"], 3, ["nosuch"]),
+        (["--dataset", "{photos}", "--baselines", "sinc"], 2, ["sinc"]),
+        (["--dataset", "{photos}", "--rounding", "up"], 2, ["up", "8bit"]),
+        (["--dataset", "{photos}", "--json", "{photos}/no/a.json"], 5, ["a.json"]),
+        (["--dataset", "{photos}", "--report", "{photos}/a.png"], 5, ["a.png"]),
+        (["--dataset", "{photos}", "--json", "-", "--csv", "-"], 2, ["standard output"]),
+        (["--dataset", "{photos},{photos}/."], 2, ["photos"]),
+        (["--dataset", "{photos}", "--memory", "1M"], 4, ["memory"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_its_exit_code(
+    photos: Path, arguments: list[str], code: int, words: list[str]
+) -> None:
+    ran = liif(*(text.format(photos=photos) for text in arguments))
+    assert ran.exit_code == code, ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+    assert ran.stdout == ""
+    for word in words:
+        assert word in ran.stderr
+
+
+def test_quiet_prints_nothing_and_verbose_every_picture(photos: Path) -> None:
+    run = ("--dataset", photos, "--scales", "2", "-m", "none")
+    silent = liif(*run, "-q")
+    assert (silent.exit_code, silent.stdout, silent.stderr) == (0, "", "")
+    assert "photos x2 b.png: bicubic" in liif(*run, "-v").stderr
+
+
+def test_its_help_needs_no_torch() -> None:
+    code = "import sys; from liif_cli.cli import app; app(['eval', '--help'], standalone_mode=False); " \
+           "sys.exit('torch' in sys.modules)"  # fmt: skip
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    for option in ("--dataset", "--scales", "--baselines", "--published", "--report", "--resume", "--degradation"):
+        assert option in ran.stdout
+
+
+# --- LPIPS
+
+
+def fake_lpips(monkeypatch: pytest.MonkeyPatch, make: Callable[..., Any]) -> None:
+    module = types.ModuleType("lpips")
+    module.LPIPS = make  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", module)
+
+
+def test_lpips_without_its_extra_says_how_to_get_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    ran = liif("--dataset", photos, "--scales", "2", "-m", "none", "--lpips")
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert "pip install 'liif[eval]'" in ran.stderr
+
+
+def test_lpips_is_given_pictures_from_minus_one_to_one_and_shown_beside(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Network(torch.nn.Module):
+        def __init__(self, **_: Any) -> None:
+            super().__init__()
+
+        def forward(self, image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+            assert image.shape == truth.shape
+            assert truth.min() < -0.5
+            assert image.abs().max() <= 1
+            return (image - truth).abs().mean()
+
+    fake_lpips(monkeypatch, Network)
+    white, black = np.ones((40, 33, 3), np.float32), np.zeros((40, 33, 3), np.float32)
+    assert Lpips()(white, black) == 2.0
+    ran = liif("--dataset", photos, "--scales", "2", "-m", "none", "--lpips", "--csv", "-")
+    assert all(0 < float(row["lpips"]) < 1 for row in csv.DictReader(io.StringIO(ran.stdout)))
+
+
+def test_lpips_without_its_weights_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise OSError("no route\nto host")
+
+    fake_lpips(monkeypatch, fail)
+    with pytest.raises(ModelError, match=r"weights cannot be loaded: no route; run without"):
+        Lpips()
+
+
+def test_rows_are_means_and_the_largest_memory() -> None:
+    score = Score("m", "kernel", "d", 2.0, "a", 30.0, 0.9, None, 0.1, 5, 4, 3, "pil")
+    (row,) = summarise([score, score._replace(image="b", psnr=32.0, ssim=0.7, seconds=0.3, peak_memory_bytes=9)])
+    assert row == Row("m", "kernel", "d", 2.0, 2, 31.0, pytest.approx(0.8), None, pytest.approx(0.2), 9, "pil")
+
+
+def test_a_model_method_asks_the_engine_and_nothing_else() -> None:
+    (method,) = load_methods([str(TINY)], [])
+    assert isinstance(method, ModelMethod)
+    image = np.random.default_rng(1).integers(0, 256, (12, 15, 3), dtype=np.uint8)
+    painted = method.paint(image, (31, 40))
+    np.testing.assert_array_equal(painted, np.concatenate(list(method.engine.bands(image, (31, 40)))))

@@ -331,7 +331,7 @@ class _Painting:
         self.writer_bytes = int((total if on_host else free_bytes(torch.device("cpu"))) * WRITER_SHARE)
         self.engine_bytes = total - self.writer_bytes if on_host else total
         self._check()
-        self._opened = upscaler.open(like, self.engine_bytes)
+        self._opened = upscaler.open(like, self.engine_bytes, ensemble=options.ensemble)
         self._bands: queue.Queue[np.ndarray] = queue.Queue(QUEUED_BANDS)
         self.complete = False  # whether all bands were handed over
         self._failure: Exception | None = None  # of the painter: nobody brings bands any more
@@ -378,10 +378,11 @@ class _Painting:
                 report(done / rows)
 
     def _painted(self) -> Generator[np.ndarray, None, None]:
-        box = self.options.box
-        yield from self._opened.bands(self.task.size, box)
+        options = self.options
+        yield from self._opened.bands(self.task.size, options.box)
         for frame in self.frames[1:]:
-            yield from self.upscaler.open(frame, self.engine_bytes).bands(self.task.size, box)
+            opened = self.upscaler.open(frame, self.engine_bytes, ensemble=options.ensemble)
+            yield from opened.bands(self.task.size, options.box)
 
     def give_up(self, error: Exception | None = None) -> None:
         """Make the writer fail with ``error`` unless it has all it needs. Safe at any time, and more than once."""

@@ -49,6 +49,7 @@ class Options:
 
     sizing: Sizing
     box: Box | None = None
+    ensemble: bool = False
     output: Path | None = None  # a file, a folder, "-", or None: beside the input
     into_folder: bool = False  # whether ``output`` is meant as a folder, be it there or not
     format: str | None = None  # an extension; None: PNG, or what ``output`` says

@@ -95,3 +95,12 @@ def test_halves_are_rounded_up_where_binary_fractions_fall_short() -> None:
     assert 100 * 1.005 < 100.5
     assert output_size((100, 10), 1.005) == (101, 10)
     assert output_size((10, 10), 2.7) == (27, 27)
+
+
+def test_the_ensemble_paints_another_picture_of_the_same_size(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "photo.png")
+    upscale("photo.png", "--scale", "2", "-o", "one.png")
+    assert upscale("photo.png", "--scale", "2", "-o", "eight.png", "--ensemble").code == 0
+    one, eight = (np.asarray(Image.open(name)).astype(int) for name in ("one.png", "eight.png"))
+    assert one.shape == eight.shape
+    assert not np.array_equal(one, eight)

@@ -63,7 +63,6 @@ app = typer.Typer(
     name="liif",
     help="Photographs at any size: arbitrary-scale super-resolution with LIIF.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

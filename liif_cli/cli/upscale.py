@@ -168,6 +168,14 @@ def upscale(
             show_default=False,
         ),
     ] = None,
+    ensemble: Annotated[
+        bool,
+        _flag(
+            "--ensemble",
+            help="Average eight views, turned and mirrored: slightly better, eight times slower.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
     recursive: Annotated[
         bool,
         _flag("-r", "--recursive", help="Look in folders within folders; -o keeps the tree.", rich_help_panel=RUNNING),
@@ -236,6 +244,7 @@ def upscale(
     options = planning.Options(
         sizing=Sizing(**sizes),
         box=None if window is None else Box(*window),
+        ensemble=ensemble,
         output=None if output is None else planning.STANDARD if output == "-" else Path(output),
         into_folder=into_folder,
         format=format,

@@ -17,7 +17,7 @@ from liif_cli.errors import InputError, UsageError
 if TYPE_CHECKING:
     from liif_cli.jobs import Job, Options
 
-SIZE, OUTPUT, MODEL, RUNNING = "Size (give one)", "Output", "Model and machine", "Batches"
+SIZE, OUTPUT, MODEL, RUNNING = "Size (give one, with or without --box)", "Output", "Model and machine", "Batches"
 
 EXAMPLES = """[bold]Size[/bold]
 liif upscale photo.jpg --scale 2.7
@@ -52,6 +52,18 @@ def _number(text: str) -> float:
 def _whole(text: str) -> int:
     if not re.fullmatch(r"[+-]?[0-9]{1,12}", text.strip()):
         raise typer.BadParameter(f"{text!r} is not a whole number.")
+    return int(text)
+
+
+def _percent(text: str) -> int:
+    if not 1 <= _whole(text) <= 100:
+        raise typer.BadParameter(f"{text!r} is not from 1 to 100.")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if _whole(text) < 1:
+        raise typer.BadParameter(f"{text!r} is not above 0.")
     return int(text)
 
 
@@ -117,7 +129,7 @@ def upscale(
     ] = None,
     quality: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, max=100, help="Of formats with loss, 1 to 100.", rich_help_panel=OUTPUT),
+        typer.Option(parser=_percent, metavar="N", help="Of formats with loss, 1 to 100.", rich_help_panel=OUTPUT),
     ] = None,
     strip: Annotated[
         bool, _flag("--strip", help="Leave EXIF and XMP out; the colour profile stays.", rich_help_panel=OUTPUT)
@@ -198,8 +210,8 @@ def upscale(
     max_pixels: Annotated[
         int | None,
         typer.Option(
+            parser=_count,
             metavar="N",
-            min=1,
             help="Refuse inputs with more pixels than this. \\[default: 268435456, 16384 x 16384]",
             rich_help_panel=RUNNING,
             show_default=False,

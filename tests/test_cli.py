@@ -1,0 +1,110 @@
+"""The command line itself: quick to answer, clear in its help, one line for whatever is not understood."""
+
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+from conftest import Cli
+
+from liif_cli import __version__
+
+HEAVY = ("torch", "numpy", "PIL", "pyvips", "scipy", "skimage", "tqdm", "requests")
+SIZES = ("--scale", "--size", "--width", "--height", "--longest", "--megapixels", "--box")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["upscale", "--help"], ["--version"], ["upscale"]])
+def test_answers_need_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys; from liif_cli.cli import main\n"
+        f"try: main({arguments})\n"
+        f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert ran.stderr.splitlines()[-1] == "[]"
+    # Less than 0.3 s on an idle machine. The processor's time is nearly the same on a busy one.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.6
+
+
+def test_the_version(cli: Cli) -> None:
+    assert cli("--version").out == f"liif {__version__}\n"
+
+
+def test_without_arguments_it_helps(cli: Cli) -> None:
+    ran = cli()
+    assert "upscale" in ran.out + ran.err
+    assert "Traceback" not in ran.err
+    ran = cli("upscale")
+    assert ran.code == 2
+    assert ran.err == (
+        "liif: nothing to upscale: name pictures, folders or patterns, as in: liif upscale photo.jpg --scale 2.7"
+        " (liif upscale --help has more)\n"
+    )
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_help_shows_every_option_and_examples_that_parse(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    ran = cli("upscale", "--help")
+    assert ran.code == 0
+    assert max(map(len, ran.out.splitlines())) <= int(columns)
+    wanted = [*SIZES, "--output", "--format", "--quality", "--strip", "--overwrite", "--skip-existing", "--model"]
+    wanted += ["--device", "--precision", "--memory", "--ensemble", "--recursive", "--files-from", "--dry-run"]
+    wanted += ["--fail-fast", "--max-pixels", "--json", "--quiet", "--verbose"]
+    assert [option for option in wanted if option not in ran.out] == []
+    assert "default: half" in " ".join(ran.out.replace("│", " ").split())
+    if columns == "200":
+        examples = re.findall(r"^ (?:.*\| )?(liif upscale .*?)(?: > \S+)?\s*$", ran.out, re.MULTILINE)
+        assert len(examples) >= 9
+        for example in examples:
+            # Understood as far as the inputs, which are not there.
+            ran = cli(*[word.strip("'") for word in example.split()[1:]], "--dry-run", stdin=b"missing.jpg")
+            assert ran.code in (1, 2)
+            assert re.search("no such file|no picture matches|not a picture", ran.err), example
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["enlarge"], "No such command 'enlarge'"),
+        (["--upscale"], "No such option: --upscale"),
+        (["upscale", "a.png", "--scal", "2"], "--scal"),
+        (["upscale", "a.png", "--scale"], "--scale"),
+        (["upscale", "a.png", "--quality", "101"], "'101' is not from 1 to 100"),
+        (["upscale", "a.png", "--max-pixels", "-4"], "'-4' is not above 0"),
+    ],
+)
+def test_what_is_not_understood_is_one_line(cli: Cli, arguments: list[str], says: str) -> None:
+    ran = cli(*arguments)
+    assert ran.code == 2
+    (line,) = ran.err.splitlines()
+    assert line.startswith("liif: ")
+    assert says in line
+    assert "--help)" in line
+
+
+def test_options_can_come_from_the_environment(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value, code in (
+        ("LIIF_MODEL", "no-such-model", 3),
+        ("LIIF_DEVICE", "toaster", 2),
+        ("LIIF_PRECISION", "int3", 2),
+        ("LIIF_MEMORY", "lots", 2),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, value)
+            ran = cli("upscale", "a.png", "--scale", "2")
+            assert (ran.code, value in ran.err) == (code, True)
+    monkeypatch.setenv("LIIF_DEVICE", "toaster")
+    assert cli("upscale", "a.png", "--scale", "2", "--device", "cpu").code == 1  # a flag comes before it
+
+
+def test_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"_LIIF_COMPLETE": "complete_bash", "COMP_WORDS": "liif upscale --sk", "COMP_CWORD": "2"}
+    program = [sys.executable, "-c", "from liif_cli.cli import main; main()"]
+    ran = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert ran.stdout.split() == ["--skip-existing"]

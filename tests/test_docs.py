@@ -1,0 +1,61 @@
+"""What the README says can be typed, can be typed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from liif_cli.cli import app
+
+README = Path(__file__).parents[1] / "README.md"
+runner = CliRunner()
+
+
+def commands():
+    """Every line of the README's shell blocks that calls liif, without its comment and redirections."""
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if "liif " in line]
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
+    (tmp_path / "holiday" / "day one").mkdir(parents=True)
+    (tmp_path / "scans").mkdir()
+    for name in ["photo.jpg", "one.png", "holiday/a.jpg", "holiday/day one/b.jpg", "scans/c.tif"]:
+        Image.fromarray(pixels).save(tmp_path / name)
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("liif upscale")])
+def test_the_readmes_upscaling_is_understood(line, pictures):
+    words = shlex.split(line.split(" > ")[0])[1:]
+    if "*.png" in words:  # the shell's part
+        words[words.index("*.png")] = "one.png"
+    answer = runner.invoke(app, [*words, "--dry-run"])
+    assert answer.exit_code == 0, answer.output
+    assert "photo" in answer.output or "one" in answer.output or "a_" in answer.output or "c_" in answer.output
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if not line.startswith("liif upscale")])
+def test_the_readmes_other_commands_take_these_options(line):
+    words = shlex.split(line.split("| ")[-1].split(" > ")[0])
+    command, options = words[1], [word for word in words[2:] if word.startswith("-") and len(word) > 1]
+    answer = runner.invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert answer.exit_code == 0, answer.output
+    assert all(option in answer.output for option in options), options
+
+
+def test_every_command_stands_in_the_readme_and_has_help():
+    text = README.read_text(encoding="utf-8")
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__.replace("_", "-")
+        assert f"liif {name}" in text
+        answer = runner.invoke(app, [name, "--help"])
+        assert answer.exit_code == 0
+        assert len(answer.output) > 300

@@ -1,4 +1,4 @@
-"""The README's picture: a detail of NASA's portrait of Eileen Collins (public domain, from scikit-image), bicubic beside liif.
+"""The README's picture: details of NASA's portrait of Eileen Collins (public domain, in scikit-image), bicubic and liif.
 
 python benchmarks/pictures.py
 """

@@ -118,7 +118,7 @@ def open_store(
         start += height * width * 3
     if not sizes:
         raise InputError(
-            f"{folder}: no picture can be used, {skipped[0]}; add larger pictures,"
+            f"{folder}: no picture can be used, {skipped[-1]}; add larger pictures,"
             " or train with a smaller sample.low_res_side or sample.scale_max"
         )
     return PictureStore(np.memmap(store, np.uint8, mode="r"), offsets, sizes, skipped)

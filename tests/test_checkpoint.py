@@ -1,0 +1,200 @@
+"""Checkpoints hold what was put in, fit their network exactly, and never run code."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from liif_cli import checkpoint, coords
+from liif_cli.checkpoint import Checkpoint
+from liif_cli.errors import ModelError, OutputError
+from liif_cli.models import build
+
+DATA = Path(__file__).parent / "data"
+SPEC = {
+    "name": "liif",
+    "args": {
+        "encoder_spec": {"name": "edsr-baseline", "args": {"n_resblocks": 1, "n_feats": 4, "no_upsampling": True}},
+        "imnet_spec": {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [5]}},
+    },
+}
+FACTS = {"training": {"iteration": 7}, "scores": {"Set5": {"x2": 37.5}}}
+
+
+def made():
+    torch.manual_seed(0)
+    return Checkpoint(SPEC, build(SPEC).state_dict(), FACTS)
+
+
+@torch.no_grad()
+def test_an_official_checkpoint_gives_the_official_answer():
+    model = checkpoint.load(DATA / "official_tiny.pth")
+    image = np.load(DATA / "official_parity.npz")["image"]
+    expected = np.load(DATA / "official_tiny_26x34.npy")
+    low_res = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    rows, columns = coords.axis(26, image.shape[0]), coords.axis(34, image.shape[1])
+    field = model.fold(model.encode(low_res), torch.tensor([rows.cell, columns.cell]))
+    got = (field.paint(rows, columns).numpy() - 0.5) / 0.5
+    assert np.abs(got.reshape(expected.shape) - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+def test_what_is_written_is_read(tmp_path):
+    written = made()
+    checkpoint.write(tmp_path / "a.safetensors", written)
+    read = checkpoint.read(tmp_path / "a.safetensors")
+    assert read.spec == SPEC
+    assert read.facts == FACTS
+    assert read.tensors.keys() == written.tensors.keys()
+    assert all(torch.equal(read.tensors[name], tensor) for name, tensor in written.tensors.items())
+    model = checkpoint.load(tmp_path / "a.safetensors")
+    assert not model.training
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_half_precision_keeps_what_half_precision_can(tmp_path):
+    written = made()
+    checkpoint.write(tmp_path / "half.safetensors", written, half=True)
+    assert all(t.dtype == torch.float16 for t in checkpoint.read(tmp_path / "half.safetensors").tensors.values())
+    for name, value in checkpoint.load(tmp_path / "half.safetensors").state_dict().items():
+        assert torch.equal(value, written.tensors[name].half().float())
+
+
+def test_weights_of_any_memory_layout_are_written(tmp_path):
+    model = build(SPEC).to(memory_format=torch.channels_last)
+    checkpoint.write(tmp_path / "a.safetensors", Checkpoint(SPEC, model.state_dict(), {}))
+    for name, value in checkpoint.load(tmp_path / "a.safetensors").state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+def test_a_runs_folder_stands_for_its_model(tmp_path):
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        checkpoint.read(tmp_path)
+    checkpoint.write(tmp_path / checkpoint.RUN_MODEL, made())
+    assert checkpoint.read(tmp_path).spec == SPEC
+
+
+def test_nothing_is_replaced_unasked(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.write(path, made())
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="already exists"):
+        checkpoint.write(path, made())
+    assert path.read_bytes() == before
+    checkpoint.write(path, made(), half=True, overwrite=True)
+    assert path.stat().st_size < len(before)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_tensors_that_are_missing_surplus_or_misshapen_are_named(tmp_path, suffix):
+    tensors = dict(made().tensors)
+    del tensors["imnet.layers.0.bias"]
+    tensors["imnet.layers.9.bias"] = torch.zeros(3)
+    tensors["encoder.head.0.weight"] = torch.zeros(4, 3, 5, 5)
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "pth":
+        torch.save({"model": {**SPEC, "sd": tensors}, "epoch": 3}, path)
+    else:
+        checkpoint.write(path, Checkpoint(SPEC, tensors, {}))
+    with pytest.raises(ModelError) as error:
+        checkpoint.load(path)
+    text = str(error.value)
+    assert "missing imnet.layers.0.bias" in text
+    assert "surplus imnet.layers.9.bias" in text
+    assert "encoder.head.0.weight is (4, 3, 5, 5), not (4, 3, 3, 3)" in text
+
+
+def test_many_wrong_tensors_make_one_line(tmp_path):
+    checkpoint.write(tmp_path / "a.safetensors", Checkpoint(SPEC, {"other": torch.zeros(1)}, {}))
+    with pytest.raises(ModelError, match=r"and \d+ more"):
+        checkpoint.load(tmp_path / "a.safetensors")
+
+
+def test_values_that_are_not_numbers_are_refused(tmp_path):
+    tensors = dict(made().tensors)
+    tensors["imnet.layers.0.bias"] = torch.full((5,), torch.nan)
+    checkpoint.write(tmp_path / "a.safetensors", Checkpoint(SPEC, tensors, {}))
+    with pytest.raises(ModelError, match=r"imnet\.layers\.0\.bias"):
+        checkpoint.load(tmp_path / "a.safetensors")
+
+
+class Malicious:
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __reduce__(self):
+        return open, (str(self.victim), "w")
+
+
+@pytest.mark.parametrize("how", ["torch", "legacy", "pickle"])
+def test_a_checkpoint_that_wants_to_run_code_is_refused_and_does_not(tmp_path, how):
+    victim, path = tmp_path / "victim", tmp_path / "bad.pth"
+    content = {"model": {**SPEC, "sd": made().tensors}, "optimizer": Malicious(victim)}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content["optimizer"]))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
+    with pytest.raises(ModelError):
+        checkpoint.read(path)
+    assert not victim.exists()
+    if how == "torch":
+        with pytest.raises(ModelError, match="refused"):
+            checkpoint.read(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a checkpoint at all, just text",
+        b"PK\x03\x04 broken",
+        b"\x80\x02 broken",
+        b"\x08\0\0\0\0\0\0\0{broken}",
+    ],
+    ids=["empty", "text", "zip", "pickle", "safetensors"],
+)
+def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path, content):
+    path = tmp_path / "a.pth"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"a\.pth") as error:
+        checkpoint.read(path)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 3
+
+
+def test_a_truncated_checkpoint_is_damaged(tmp_path):
+    checkpoint.write(tmp_path / "a.safetensors", made())
+    torch.save({"model": {**SPEC, "sd": made().tensors}}, tmp_path / "b.pth")
+    for path in list(tmp_path.iterdir()):
+        path.write_bytes(path.read_bytes()[:-200])
+        with pytest.raises(ModelError, match="damaged"):
+            checkpoint.read(path)
+
+
+def test_others_safetensors_are_refused(tmp_path):
+    save_file({"weight": torch.zeros(3)}, tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match="not written by liif"):
+        checkpoint.read(tmp_path / "a.safetensors")
+    header = {"format": checkpoint.FORMAT, "spec": json.dumps({"name": "vgg"}), "facts": "{}"}
+    save_file({"weight": torch.zeros(3)}, tmp_path / "b.safetensors", metadata=header)
+    with pytest.raises(ModelError, match="vgg"):
+        checkpoint.load(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("model", [None, {"name": "liif"}, {**SPEC, "sd": {"a": 3}}, {**SPEC, "sd": []}])
+def test_a_pth_of_something_else_is_refused(tmp_path, model):
+    torch.save({"model": model}, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match="not a LIIF checkpoint"):
+        checkpoint.read(tmp_path / "a.pth")
+    torch.save([1, 2], tmp_path / "b.pth")
+    with pytest.raises(ModelError, match="not a LIIF checkpoint"):
+        checkpoint.read(tmp_path / "b.pth")
+
+
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(ModelError, match="cannot be read"):
+        checkpoint.read(tmp_path / "absent.pth")

@@ -1,0 +1,286 @@
+"""Pictures are decoded once, samples are what the paper says, and the same ones come again."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from liif_cli import data
+from liif_cli.config import SampleRule
+from liif_cli.data import Sampler, image_files, open_store
+from liif_cli.errors import InputError, OutputError
+
+CPU = torch.device("cpu")
+RULE = SampleRule(low_res_side=8, queries=40, scale_min=1, scale_max=4)
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures, one a file that is none, one too small."""
+    path = tmp_path / "pictures"
+    (path / "below").mkdir(parents=True)
+    Image.fromarray(noise(50, 60, 1)).save(path / "a.png")
+    Image.fromarray(noise(64, 40, 2)).save(path / "below" / "b.webp", lossless=True)
+    Image.fromarray(noise(45, 45, 3)[..., 0]).save(path / "grey.png")
+    Image.fromarray(noise(20, 90, 4)).save(path / "small.png")
+    (path / "broken.jpg").write_text("not a picture")
+    (path / "notes.txt").write_text("not looked at")
+    return path
+
+
+@pytest.fixture
+def store(folder, tmp_path):
+    return open_store(folder, tmp_path / "cache", smallest_side=32)
+
+
+def places(batch, sides):
+    """Rows and columns of a batch's queries."""
+    at = ((batch.coords.double() + 1) / 2 * sides[:, None, None] - 0.5).round().long()
+    return at[..., 0], at[..., 1]
+
+
+# -- the store -------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_decoded_once_and_what_is_left_out_is_said(folder, tmp_path, monkeypatch):
+    told = []
+    store = open_store(folder, tmp_path / "cache", smallest_side=32, progress=lambda *n: told.append(n))
+    assert sorted(store.sizes) == [(45, 45), (50, 60), (64, 40)]
+    assert told == [(n, 5) for n in range(1, 6)]
+    assert len(store.skipped) == 2
+    assert any("broken.jpg" in line for line in store.skipped)
+    assert any("small.png: 90x20" in line and "32 pixels" in line for line in store.skipped)
+    assert np.array_equal(store[0], noise(50, 60, 1))
+    grey = store[store.sizes.index((45, 45))]
+    assert np.array_equal(grey, np.repeat(noise(45, 45, 3)[..., :1], 3, axis=2))
+    assert not any(path.suffix == ".rgb" for path in folder.rglob("*"))
+    monkeypatch.setattr(data, "read", lambda path: pytest.fail("decoded again"))
+    again = open_store(folder, tmp_path / "cache", smallest_side=10)
+    assert len(again) == 4  # the small one serves smaller crops
+
+
+def test_a_changed_folder_or_a_damaged_cache_is_decoded_again(folder, tmp_path):
+    cache = tmp_path / "cache"
+    assert len(open_store(folder, cache)) == 4
+    Image.fromarray(noise(33, 34, 9)).save(folder / "new.png")
+    assert len(open_store(folder, cache)) == 5
+    for file in cache.glob("*.rgb"):
+        file.write_bytes(file.read_bytes()[:100])
+    store = open_store(folder, cache)
+    assert np.array_equal(store[0], noise(50, 60, 1))
+    for file in cache.glob("*.json"):
+        file.write_text("{")
+    assert len(open_store(folder, cache)) == 5
+
+
+def test_one_picture_may_be_named_by_itself(folder, tmp_path):
+    store = open_store(folder / "a.png", tmp_path / "cache")
+    assert store.sizes == [(50, 60)]
+
+
+def test_squares_are_pils_of_the_middle(folder, tmp_path):
+    store = open_store(folder, tmp_path / "cache", smallest_side=32, square=32)
+    assert store.sizes == [(32, 32)] * 3
+    expected = Image.fromarray(noise(50, 60, 1)[:, 5:55]).resize((32, 32), Image.Resampling.BICUBIC)
+    assert np.array_equal(store[0], np.array(expected))
+
+
+def test_no_usable_picture_is_an_error_that_says_why(folder, tmp_path):
+    with pytest.raises(InputError, match="smaller than the 500 pixels"):
+        open_store(folder, tmp_path / "cache", smallest_side=500)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="no pictures"):
+        image_files(empty)
+    with pytest.raises(InputError, match="no such folder"):
+        image_files(tmp_path / "absent")
+    (empty / "a.png").write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 1 pictures"):
+        open_store(empty, tmp_path / "cache")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        open_store(folder, tmp_path / "file")
+
+
+# -- crops -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_a_function_of_seed_step_and_number(store):
+    def same(a, b):
+        return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+    first = Sampler(store, RULE, seed=5).batch(7, range(4), CPU)
+    used = Sampler(store, RULE, seed=5)
+    used.batch(1, range(3), CPU)
+    assert same(first, used.batch(7, range(4), CPU))
+    parts = [used.batch(7, numbers, CPU) for numbers in (range(2), range(2, 4))]
+    assert same(first, [torch.cat(pair) for pair in zip(*parts, strict=True)])
+    assert not same(first, Sampler(store, RULE, seed=6).batch(7, range(4), CPU))
+    assert not same(first, used.batch(8, range(4), CPU))
+
+
+def test_batches_drawn_ahead_are_the_same_batches(store):
+    sampler = Sampler(store, RULE)
+    coming = sampler.batches(3, range(2), CPU)
+    for step in (3, 4, 5):
+        for got, expected in zip(next(coming), sampler.batch(step, range(2), CPU), strict=True):
+            assert torch.equal(got, expected)
+    coming.close()
+
+
+def test_the_low_resolution_is_pils_and_every_value_is_the_crops_pixel(store):
+    sampler = Sampler(store, RULE, seed=1)
+    drawn = sampler.draw(0, range(12))
+    batch = sampler.finish(drawn, CPU)
+    sides = torch.tensor([height for height, _ in drawn.sizes])
+    rows, columns = places(batch, sides)
+    assert batch.low_res.shape == (12, 3, 8, 8)
+    for i, side in enumerate(sides.tolist()):
+        crop = drawn.truths[i, :side, :side].numpy()
+        small = np.array(Image.fromarray(crop).resize((8, 8), Image.Resampling.BICUBIC))
+        level = (batch.low_res[i] * 255).permute(1, 2, 0).round().numpy()
+        assert np.abs(level - small).max() <= 1
+        assert np.array_equal((batch.high_res[i] * 255).round().numpy(), crop[rows[i], columns[i]])
+        assert torch.allclose(batch.cell[i], torch.tensor(2 * 8 / side))
+        exact = (2 * torch.stack([rows[i], columns[i]], dim=-1).double() + 1) / side - 1
+        assert torch.allclose(batch.coords[i].double(), exact, atol=1e-6)
+
+
+def test_a_crop_is_a_part_of_a_picture_turned_one_of_eight_ways(store):
+    drawn = Sampler(store, RULE, seed=2).draw(0, range(24))
+    ways = set()
+    for truth, (side, _) in zip(drawn.truths.numpy(), drawn.sizes, strict=True):
+        crop = truth[:side, :side]
+        found = [way for way in range(8) for number in range(len(store)) if contains(store[number], turned(crop, way))]
+        assert found
+        ways.add(found[0])
+    assert len(ways) > 4
+    plain = Sampler(store, dataclasses.replace(RULE, augment="none"), seed=2).draw(0, range(6))
+    for truth, (side, _) in zip(plain.truths.numpy(), plain.sizes, strict=True):
+        assert any(contains(store[number], truth[:side, :side]) for number in range(len(store)))
+
+
+def turned(crop, way):
+    crop = crop.transpose(1, 0, 2) if way & 4 else crop
+    crop = crop[::-1] if way & 1 else crop
+    return crop[:, ::-1] if way & 2 else crop
+
+
+def contains(picture, crop):
+    side = len(crop)
+    if side > min(picture.shape[:2]):
+        return False
+    windows = np.lib.stride_tricks.sliding_window_view(picture, (side, side, 3))[:, :, 0]
+    corners = np.argwhere((picture[: len(windows), : windows.shape[1]] == crop[0, 0]).all(axis=-1))
+    return any(np.array_equal(windows[y, x], crop) for y, x in corners)
+
+
+def test_scales_cover_their_range_and_no_crop_is_larger(store):
+    sizes = [size for step in range(20) for size, _ in Sampler(store, RULE).draw(step, range(8)).sizes]
+    assert min(sizes) == 8
+    assert max(sizes) == RULE.largest_crop == 32
+    assert 18 < np.mean(sizes) < 22
+
+
+@pytest.mark.parametrize("queries", [64, 0])
+def test_as_many_queries_as_pixels_ask_each_pixel_once(store, queries):
+    rule = dataclasses.replace(RULE, queries=queries, scale_min=1, scale_max=1)
+    batch = Sampler(store, rule).batch(0, range(3), CPU)
+    rows, columns = places(batch, torch.tensor([8, 8, 8]))
+    for i in range(3):
+        assert sorted((rows[i] * 8 + columns[i]).tolist()) == list(range(64))
+
+
+def test_more_queries_than_pixels_ask_all_of_them_about_equally(store):
+    rule = dataclasses.replace(RULE, queries=200, scale_min=1, scale_max=1)
+    batch = Sampler(store, rule).batch(0, range(2), CPU)
+    rows, columns = places(batch, torch.tensor([8, 8]))
+    counts = torch.bincount(rows[0] * 8 + columns[0], minlength=64)
+    assert counts.min() >= 2
+    assert counts.max() <= 5
+
+
+def test_every_pixel_is_as_likely_as_any_other(store):
+    rule = dataclasses.replace(RULE, queries=7, low_res_side=4, scale_min=1.25, scale_max=1.25)
+    sampler = Sampler(store, rule)
+    counts = torch.zeros(25)
+    for step in range(200):
+        rows, columns = places(sampler.batch(step, range(4), CPU), torch.full((4,), 5))
+        counts += torch.bincount((rows * 5 + columns).flatten(), minlength=25)
+    assert (counts / counts.mean() - 1).abs().max() < 0.25
+
+
+def test_pictures_are_drawn_alike_or_by_their_area(folder, tmp_path):
+    Image.fromarray(noise(200, 200, 7)).save(folder / "large.png")
+    store = open_store(folder, tmp_path / "cache", smallest_side=32)
+    large = store.sizes.index((200, 200))
+    for power, expected in ((0.0, 1 / 4), (1.0, 40000 / sum(h * w for h, w in store.sizes))):
+        sampler = Sampler(store, dataclasses.replace(RULE, area_power=power))
+        draws = [sampler._number(np.random.default_rng(seed)) for seed in range(2000)]
+        assert draws.count(large) / 2000 == pytest.approx(expected, abs=0.04)
+
+
+# -- size-varied truths ----------------------------------------------------------------------------------------------
+
+RESIZED = SampleRule(kind="resized", low_res_side=8, size_min=8, size_max=32, queries=50, augment="mirror")
+
+
+@pytest.fixture
+def squares(folder, tmp_path):
+    return open_store(folder, tmp_path / "cache", smallest_side=32, square=32)
+
+
+def test_the_truths_side_grows_with_the_pictures_number(squares):
+    sampler = Sampler(squares, RESIZED)
+    drawn = sampler.draw(0, range(12))
+    batch = sampler.finish(drawn, CPU)
+    assert set(drawn.sides) == {8, 20, 32}
+    rows, columns = places(batch, torch.tensor(drawn.sides))
+    for i, side in enumerate(drawn.sides):
+        square = Image.fromarray(drawn.truths[i].numpy())
+        truth = np.array(square.resize((side, side), Image.Resampling.BICUBIC))
+        small = np.array(square.resize((8, 8), Image.Resampling.BICUBIC))
+        assert np.abs((batch.low_res[i] * 255).permute(1, 2, 0).numpy() - small).max() <= 1
+        asked = truth[rows[i], columns[i]].astype(int)
+        assert np.abs((batch.high_res[i] * 255).round().numpy() - asked).max() <= 1
+        assert torch.allclose(batch.cell[i], torch.tensor(16 / side))
+
+
+def test_for_a_network_of_one_scale_truths_are_enlarged_again(squares):
+    sampler = Sampler(squares, dataclasses.replace(RESIZED, truth_side=32, queries=0))
+    drawn = sampler.draw(0, range(6))
+    batch = sampler.finish(drawn, CPU)
+    assert batch.high_res.shape == (6, 32 * 32, 3)
+    for i, side in enumerate(drawn.sides):
+        truth = Image.fromarray(drawn.truths[i].numpy()).resize((side, side), Image.Resampling.BICUBIC)
+        enlarged = np.array(truth.resize((32, 32), Image.Resampling.BICUBIC)).reshape(-1, 3).astype(int)
+        assert np.abs((batch.high_res[i] * 255).round().numpy() - enlarged).max() <= 1
+
+
+def test_faces_are_mirrored_only_left_and_right(squares):
+    drawn = Sampler(squares, RESIZED).draw(0, range(16))
+    upright = [squares[number] for number in range(len(squares))]
+    kinds = set()
+    for truth in drawn.truths.numpy():
+        kinds |= {mirrored for mirrored in (False, True) for square in upright
+                  if np.array_equal(truth, square[:, ::-1] if mirrored else square)}  # fmt: skip
+    assert kinds == {False, True}
+
+
+# -- one picture -----------------------------------------------------------------------------------------------------
+
+
+def test_fitting_one_picture_asks_its_own_pixels(folder, tmp_path):
+    rule = SampleRule(kind="picture", queries=500, augment="none")
+    store = open_store(folder / "a.png", tmp_path / "cache")
+    batch = Sampler(store, rule).batch(0, range(1), CPU)
+    at = ((batch.coords[0].double() + 1) / 2 * torch.tensor([50, 60]) - 0.5).round().long()
+    assert np.array_equal((batch.high_res[0] * 255).round().numpy(), noise(50, 60, 1)[at[:, 0], at[:, 1]])
+    with pytest.raises(InputError, match="one picture"):
+        Sampler(open_store(folder, tmp_path / "cache"), rule)

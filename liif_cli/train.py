@@ -38,7 +38,7 @@ from liif_cli.config import Schedule, TrainConfig, to_mapping
 from liif_cli.data import Batch, PictureStore, Sampler
 from liif_cli.distributed import Processes
 from liif_cli.errors import LiifError, ModelError, UsageError
-from liif_cli.files import atomic_path
+from liif_cli.files import atomic_path, cannot_write
 from liif_cli.models import Model, build
 from liif_cli.models.encoders.edsr import ResidualBlock
 from liif_cli.models.encoders.rcan import AttentionBlock
@@ -385,7 +385,10 @@ def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = N
     """
     config, processes = trainer.config, trainer.processes
     if processes.first:
-        run.mkdir(parents=True, exist_ok=True)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(run, error) from error
         with atomic_path(run / CONFIG, overwrite=True) as temporary:
             temporary.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
     every = config.validation.every

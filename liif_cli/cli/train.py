@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -232,7 +233,6 @@ _MAY_CHANGE = {"iterations", "save_every", "log_every", "validation", "compile",
 def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> bool:
     """Whether there is a run to go on with. Raises UsageError or OutputError where nothing may be written."""
     from liif_cli.config import to_mapping
-    from liif_cli.files import cannot_write
 
     saved, state = run / "config.json", run / "state.pth"
     if run.exists() and not run.is_dir():
@@ -243,10 +243,10 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
         raise OutputError(
             f"{run}: holds a training run already; go on with it by --resume, or begin anew by --overwrite"
         )
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(run, error) from error
+    # The folder is made when there is something to put into it; whether it can be is better known now.
+    there = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise OutputError(f"{run}: no permission to write in {there}; name another folder with -o")
     if not resume or not state.exists():
         return False
     try:

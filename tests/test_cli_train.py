@@ -1,0 +1,230 @@
+"""``liif train``: recipes shown and changed, runs begun, stopped, resumed and shared, and every mistake said."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import photo, save
+
+from liif_cli import checkpoint
+from liif_cli.config import presets
+from liif_cli.distributed import Processes
+from liif_cli.errors import UsageError
+from liif_cli.models import build
+
+LIGHT = ("model.args.encoder_spec.args.n_resblocks=1", "model.args.encoder_spec.args.n_feats=8",
+         "model.args.imnet_spec.args.hidden_list=[8, 8]", "sample.low_res_side=8", "sample.queries=32",
+         "batch=4", "precision=float32", "log_every=1")  # fmt: skip
+
+
+def settings(*more):
+    return [part for setting in (*LIGHT, *more) for part in ("--set", setting)]
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "photos"
+    for number in range(3):
+        save(folder / f"{number}.png", photo(48, 56, seed=number))
+    return folder
+
+
+@pytest.fixture
+def train(cli, data, monkeypatch, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("LIIF_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments, preset="liif-light", sets=()):
+        return cli("train", preset, "--data", data, "--device", "cpu", *settings(*sets), *arguments)
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def in_process(data, run, *arguments, command=("-m", "liif_cli")):
+    """The command in a process of its own."""
+    environment = {**os.environ, "LIIF_CACHE": str(data.parent / "cache"), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, *command, "train", "liif-light", "--data", data, "-o", run, "--device", "cpu", *arguments]
+    return subprocess.Popen(
+        [str(part) for part in line], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_recipes_are_listed_without_loading_torch(cli):
+    listed = cli("train", "--list")
+    assert listed.code == 0
+    lines = listed.out.splitlines()
+    assert [line.split()[0] for line in lines] == presets()
+    assert all(re.match(r"\S+ {2,}\S+", line) for line in lines)
+    code = (
+        "import sys; from liif_cli.cli import main\n"
+        "try: main(['train', '--list'])\nfinally: assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_a_dry_run_prints_what_a_run_saves_and_writes_nothing(train, cli, tmp_path):
+    dry = cli("train", "liif-light", "--dry-run", *settings("iterations=1"))
+    assert dry.code == 0
+    assert not (tmp_path / "runs").exists()
+    assert train(sets=["iterations=1"]).code == 0
+    assert json.loads(dry.out) == json.loads((tmp_path / "runs" / "liif-light" / "config.json").read_text())
+
+
+def test_a_run_tells_where_its_model_is_and_the_model_upscales(train, cli, tmp_path):
+    ran = train("-o", "run", sets=["iterations=2"])
+    assert (ran.code, ran.out) == (0, "run/model.safetensors\n")
+    assert "3 pictures" in ran.err
+    assert re.search(r"iteration 2/2: loss 0\.\d+, [\d.]+ it/s, 0:00:00 left", ran.err)
+    picture = save(tmp_path / "small.png", photo(9, 11))
+    assert cli("upscale", picture, "--scale", "2.7", "-m", "run", "-o", "out.png").code == 0
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "config.json", "log.csv", "model.safetensors", "state.pth"
+    ]  # fmt: skip
+
+
+def test_quiet_prints_the_result_alone(train):
+    ran = train("-q", "-o", "run", sets=["iterations=1"])
+    assert (ran.code, ran.out, ran.err) == (0, "run/model.safetensors\n", "")
+
+
+def test_validation_scores_are_printed_saved_and_exported(train, data, tmp_path):
+    ran = train("-o", "run", "--val", data, sets=["iterations=2", "validation.scales=[2]"])
+    score = re.search(r"PSNR x2 ([\d.]+) dB", ran.err)
+    assert score is not None
+    assert checkpoint.read(tmp_path / "run").facts["scores"]["photos"]["x2"] == pytest.approx(float(score[1]), abs=0.01)
+    assert (tmp_path / "run" / "sample.png").is_file()
+
+
+def test_an_existing_run_is_left_alone_unless_told_otherwise(train, tmp_path):
+    assert train("-o", "run", sets=["iterations=2"]).code == 0
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    again = train("-o", "run", sets=["iterations=3"])
+    assert again.code == 5
+    assert "--resume" in again.err
+    assert "--overwrite" in again.err
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    done = train("-o", "run", "--resume", sets=["iterations=2"])
+    assert done.code == 0
+    assert "are done" in done.err
+    assert train("-o", "run", "--resume", sets=["iterations=4"]).code == 0
+    assert torch.load(tmp_path / "run" / "state.pth", weights_only=True)["iteration"] == 4
+    assert train("-o", "run", "--overwrite", sets=["iterations=1"]).code == 0
+    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+        assert [row["iteration"] for row in csv.DictReader(file)] == ["1"]
+
+
+def test_a_run_goes_on_with_its_own_settings_only(train, cli, data):
+    train("-o", "run", sets=["iterations=1"])
+    other = train("-o", "run", "--resume", sets=["iterations=2", "seed=9"])
+    assert other.code == 2
+    assert "seed = 0, not 9" in other.err
+    assert cli("train", "-o", "run", "--resume", "--data", data, "--device", "cpu", "--set", "iterations=2").code == 0
+    assert train("-o", "fresh", "--resume", sets=["iterations=1"]).code == 0  # nothing to go on with: it begins
+
+
+def test_a_run_begins_with_the_weights_of_a_model(train, cli, tmp_path):
+    train("-o", "first", sets=["iterations=1"])
+    assert train("-o", "second", "--start", "first", sets=["iterations=1", "optimiser.skip_loss=1e-9"]).code == 0
+    first, second = (checkpoint.read(tmp_path / name).tensors for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    wrong = train("-o", "third", "--start", "default", sets=["iterations=1"])
+    assert wrong.code == 3
+    assert "another network" in wrong.err
+
+
+def test_left_out_pictures_are_named(train, data):
+    save(data / "tiny.png", photo(10, 10))
+    (data / "broken.png").write_text("nothing")
+    ran = train("-o", "run", sets=["iterations=1"])
+    assert ran.code == 0
+    assert "tiny.png" in ran.err
+    assert "broken.png" in ran.err
+    assert "2 pictures left out, 3 used" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, ["name a recipe", "--list"]),
+        (["nosuch", "--data", "photos"], 2, ["nosuch", "liif-light"]),
+        (["liif-light"], 2, ["--data"]),
+        (["liif-light", "--data", "absent"], 1, ["absent", "no such folder"]),
+        (["liif-light", "--data", "photos", "--val", "absent"], 1, ["absent"]),
+        (["liif-light", "--data", "photos", "--set", "colour=3"], 2, ["colour"]),
+        (["liif-light", "--data", "photos", "--resume", "--overwrite"], 2, ["--resume", "--overwrite"]),
+        (["liif-light", "--data", "photos", "--resume", "--start", "default"], 2, ["--start"]),
+        (["liif-light", "--data", "photos", "--start", "nosuch"], 3, ["nosuch"]),
+        (["liif-light", "--data", "photos", "--device", "gpu9"], 2, ["gpu9"]),
+        (["liif-light", "--data", "photos"], 1, ["larger pictures"]),
+        (["siren", "--data", "photos"], 1, ["one picture"]),
+        (["siren", "--data", "photos", "--val", "photos"], 2, ["--val"]),
+        (["liif-light", "--data", "photos", "-o", "photos"], 5, ["photos", "not a training run"]),
+        (["liif-light", "--dry-run", "--set", "model.name=vgg"], 3, ["vgg"]),
+    ],
+)
+def test_mistakes_are_one_line_with_the_contracts_code(cli, data, monkeypatch, tmp_path, arguments, code, words):
+    monkeypatch.setenv("LIIF_CACHE", str(tmp_path / "cache"))
+    ran = cli("train", *arguments)
+    assert ran.code == code, ran.err
+    last = ran.err.strip().splitlines()[-1]
+    assert all(word in last for word in words), ran.err
+    assert "Traceback" not in ran.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_saves_leaves_with_the_signals_code_and_goes_on(train, data, tmp_path, number, code):
+    run = tmp_path / "run"
+    process = in_process(data, run, *settings("iterations=1000000"))
+    deadline = time.monotonic() + 120
+    while not (run / "log.csv").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert out == ""
+    saved = torch.load(run / "state.pth", weights_only=True)["iteration"]
+    assert f"saved at iteration {saved}" in err
+    ran = train("-o", run, "--resume", sets=[f"iterations={saved + 2}"])
+    assert ran.code == 0, ran.err
+    assert torch.load(run / "state.pth", weights_only=True)["iteration"] == saved + 2
+
+
+def test_two_processes_end_where_one_does(train, data, tmp_path):
+    """With Muon and Adam, a clipped gradient, an average, and each process's share in two parts."""
+    sets = ["iterations=10", "accumulate=2", "schedule.warmup=0"]
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "liif_cli")
+    process = in_process(data, tmp_path / "two", *settings(*sets), command=launcher)
+    assert train("-o", "one", sets=sets).code == 0
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.count("model.safetensors") == 1
+    one, two = (checkpoint.read(tmp_path / name).tensors for name in ("one", "two"))
+    apart = max(float((one[name] - two[name]).abs().max()) for name in one)
+    torch.manual_seed(0)  # as the run began
+    fresh = build(json.loads((tmp_path / "one" / "config.json").read_text())["model"]).state_dict()
+    moved = min(float((one[name] - fresh[name]).abs().max()) for name in one if name.startswith("imnet"))
+    print(f"two processes and one: {apart:.1e} apart, after weights moved by {moved:.1e}")
+    assert apart < 1e-5
+    assert moved > 1e-3
+    rows = []
+    for name in ("one", "two"):
+        with Path(tmp_path / name / "log.csv").open(newline="") as file:
+            rows.append([float(row["loss"]) for row in csv.DictReader(file)])
+    assert rows[0] == pytest.approx(rows[1], abs=1e-5)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    assert [list(Processes(rank, 2).share(6)) for rank in range(2)] == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(UsageError, match="multiple"):
+        Processes(0, 4).share(6)

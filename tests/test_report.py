@@ -24,7 +24,7 @@ from liif_cli.report.details import choose
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--virtual-time-budget=3000", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
 ]  # fmt: skip
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the report in")
 
@@ -170,6 +170,9 @@ window.addEventListener("load", () => {
     const box = stage.getBoundingClientRect();
     stage.dispatchEvent(new PointerEvent(kind, {clientX: box.left + box.width * x, pointerId: 1, bubbles: true}));
   };
+  // All pictures that the page begins with are there: the load event waits for them.
+  const pictures = [...document.images];
+  say("pictures " + pictures.filter((it) => it.naturalWidth > 0).length + " of " + pictures.length);
   say(shown());
   point("pointerdown", 0.25); say(shown());
   point("pointermove", 0.75); say(shown());
@@ -185,22 +188,18 @@ window.addEventListener("load", () => {
   document.querySelectorAll("#methods button")[1].click(); say(shown());
   document.querySelectorAll("#scales button")[0].click(); say(shown());
   divider.value = 30; divider.dispatchEvent(new Event("input")); say(shown());
-  const images = [...document.images];
-  Promise.all(images.map((it) => it.decode())).then(() => say("decoded " + images.length), () => say("broken"));
   const small = [...document.querySelectorAll("#pictures button, #pictures select")].filter((it) => {
     const box = it.getBoundingClientRect();
     return box.width < 40 || box.height < 40;
   });
-  setTimeout(() => {
-    say("width " + document.documentElement.scrollWidth + " of " + window.innerWidth + ", small " + small.length);
-    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-    say("dark " + dark + " " + getComputedStyle(document.body).backgroundColor);
-    say("asked " + performance.getEntriesByType("resource").filter((it) => !it.name.startsWith("data:")).length);
-    const log = document.createElement("pre");
-    log.id = "log";
-    log.textContent = JSON.stringify(said);
-    top.document.body.append(log);
-  }, 500);
+  say("width " + document.documentElement.scrollWidth + " of " + window.innerWidth + ", small " + small.length);
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  say("dark " + dark + " " + getComputedStyle(document.body).backgroundColor);
+  say("asked " + performance.getEntriesByType("resource").filter((it) => !it.name.startsWith("data:")).length);
+  const log = document.createElement("pre");
+  log.id = "log";
+  log.textContent = JSON.stringify(said);
+  top.document.body.append(log);
 });
 </script>
 """
@@ -232,7 +231,7 @@ def test_the_viewer_follows_pointer_keys_and_buttons(made: Made) -> None:
     said = opened(made.page, 1280, False)
     names = [detail["image"] for detail in data_of(made.page)["details"]]
     assert [name for name in said if name.startswith("error")] == []
-    assert said[:14] == [
+    assert said[1:15] == [
         f"bicubic|lanczos|×4|{names[0]}|50",
         f"bicubic|lanczos|×4|{names[0]}|25",  # pressed
         f"bicubic|lanczos|×4|{names[0]}|75",  # dragged
@@ -248,7 +247,7 @@ def test_the_viewer_follows_pointer_keys_and_buttons(made: Made) -> None:
         f"Input|lanczos|×2|{names[1]}|100",
         f"Input|lanczos|×2|{names[1]}|30",
     ]
-    assert said[14].startswith("decoded")
+    assert said[0] == "pictures 10 of 10"
 
 
 @needs_browser

@@ -1,4 +1,4 @@
-"""How busy a batch keeps the engine: the share of the wall time of `batch.run` that the painting thread spends painting.
+"""How busy a batch keeps the engine: the share of the wall time of `batch.run` that its thread spends painting.
 
     python benchmarks/batch.py [--count 200] [--side 96] [--scale 2] [--model default]
 
@@ -9,12 +9,16 @@ it does itself: planning, checking outputs, reporting. Every picture is read fro
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Generator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
+
+# As the command line does; it counts only before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 from PIL import Image

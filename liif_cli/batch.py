@@ -366,8 +366,8 @@ class _Painting:
         """Paint all frames and hand their bands over; an error of it becomes the picture's."""
         done, rows = 0, self.task.size[0] * len(self.frames)
         with closing(self._painted()) as bands:
-            while done < rows:
-                band = _guarded(functools.partial(next, bands))
+            # To its very end: what a generator that is only dropped has to tidy up hears no Ctrl-C.
+            while (band := _guarded(functools.partial(next, bands, None))) is not None:
                 if isinstance(band, Exception):
                     self.give_up(band)
                     return
@@ -376,13 +376,17 @@ class _Painting:
                 done += len(band)
                 self.complete = done == rows
                 report(done / rows)
+        if not self.complete:
+            self.give_up(ValueError(f"{done} of {rows} rows were painted"))
 
     def _painted(self) -> Generator[np.ndarray, None, None]:
         options = self.options
-        yield from self._opened.bands(self.task.size, options.box)
-        for frame in self.frames[1:]:
-            opened = self.upscaler.open(frame, self.engine_bytes, ensemble=options.ensemble)
-            yield from opened.bands(self.task.size, options.box)
+        opened = self._opened
+        for number, frame in enumerate(self.frames):
+            if number:
+                opened = self.upscaler.open(frame, self.engine_bytes, ensemble=options.ensemble)
+            with closing(opened.bands(self.task.size, options.box)) as bands:
+                yield from bands
 
     def give_up(self, error: Exception | None = None) -> None:
         """Make the writer fail with ``error`` unless it has all it needs. Safe at any time, and more than once."""

@@ -169,8 +169,9 @@ class OpenPicture:
         """Yield the rows of the output, (h, W, C) in the picture's own type, top to bottom."""
         streams = [layer.bands(size, box) for layer in self._layers]
         if len(streams) == 1:
-            for band in streams[0]:
-                yield compose(self.picture, [band])
+            with closing(streams[0]):
+                for band in streams[0]:
+                    yield compose(self.picture, [band])
             return
         # Both are painted by the same plan, yet nothing here relies on that: rows are handed out as far as both have
         # come.

@@ -481,15 +481,3 @@ def test_a_picture_that_standard_output_cannot_be(upscale: Cli, tmp_path: Path) 
     assert ran.code == 5
     assert ran.err.startswith("liif: standard output: JPEG cannot hold transparency")
     assert ran.raw == b""
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_standard_output_that_takes_nothing(upscale: Cli, tmp_path: Path) -> None:
-    save(tmp_path / "photo.png")
-    for options in (["-o", "-"], ["--json"], []):
-        command = [sys.executable, "-m", "liif_cli", "upscale", "-m", TINY, "photo.png", "--scale", "2", "--overwrite"]
-        with Path("/dev/full").open("wb") as full:
-            ran = subprocess.run([*command, *options], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, check=False)
-        assert ran.returncode == 5
-        (line,) = ran.stderr.decode().splitlines()
-        assert line == "liif: standard output: the disk is full; free some space or name another folder"

@@ -17,6 +17,8 @@ import pytest
 from conftest import THOROUGH, TINY, photo, save
 from PIL import Image
 
+from liif_cli.cli import stopping
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and forks are POSIX")
 
 COUNT = 30
@@ -33,6 +35,8 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         os.chdir(folder)
+        if os.path.exists("stdin"):
+            os.dup2(os.open("stdin", os.O_RDONLY), 0)
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         main(arguments)
@@ -170,33 +174,41 @@ def test_one_large_picture_is_discarded(nursery: Nursery, tmp_path: Path) -> Non
         assert contents_names(tmp_path) == {"photo.png", "stdout", "stderr"}
 
 
+def test_an_interruption_that_gets_lost_is_heard_all_the_same(capfd: pytest.CaptureFixture[str]) -> None:
+    class Swallowing:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    @stopping.stoppable()
+    def work() -> None:
+        stopping.check()
+        Swallowing()
+        stopping.check()
+
+    with pytest.raises(stopping.Stopped) as stopped:
+        work()
+    assert stopped.value.exit_code == 130
+    assert capfd.readouterr().err == ""
+    with stopping.stoppable():
+        stopping.check()
+
+
 def contents_names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_stopping_while_standard_input_is_awaited(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "liif_cli", "upscale", "-", "--scale", "2", "-o", "out.png", "-m", str(TINY)]
-    process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdin is not None
-    assert process.stderr is not None
-    process.stdin.write(b"\x89PNG")
-    process.stdin.flush()
-    # Only once its imports are done is it sure to be our own handler that hears the signal.
-    limit = time.monotonic() + 60
-    while "liif_cli" not in Path(f"/proc/{process.pid}/cmdline").read_text() or not loaded(process.pid):
-        assert time.monotonic() < limit
-        time.sleep(0.05)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    assert process.stderr.read() == b"liif: interrupted\n"
-    assert list(tmp_path.iterdir()) == []
-    process.stdin.close()
-    process.stderr.close()
-
-
-def loaded(pid: int) -> bool:
-    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+def test_stopping_while_standard_input_is_awaited(nursery: Nursery, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "stdin")
+    child = nursery.start(tmp_path, "upscale", "-", "--scale", "2", "-o", "out.png", "-m", str(TINY))
+    with (tmp_path / "stdin").open("wb") as writing:
+        writing.write(b"\x89PNG")
+        writing.flush()
+        time.sleep(1)
+        os.kill(child, signal.SIGINT)
+        assert nursery.end(20) == 130
+    assert (tmp_path / "stderr").read_text() == "liif: interrupted\n"
+    assert contents_names(tmp_path) == {"stdin", "stdout", "stderr"}
 
 
 def test_a_pipe_that_stays_silent_does_not_keep_it_from_stopping(nursery: Nursery, tmp_path: Path) -> None:
@@ -215,15 +227,15 @@ def test_a_pipe_that_stays_silent_does_not_keep_it_from_stopping(nursery: Nurser
     ]
 
 
-def test_a_reader_who_leaves_early_ends_it_quietly(tmp_path: Path) -> None:
+def test_a_reader_who_leaves_early_ends_it_quietly(nursery: Nursery, tmp_path: Path) -> None:
     prepared(tmp_path)
-    command = " ".join([sys.executable, "-m", "liif_cli", *COMMAND, "--json"])
-    script = f"{command} | head -1; echo ${{PIPESTATUS[0]}}"
-    ran = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-    first, code = ran.stdout.splitlines()
+    os.mkfifo(tmp_path / "stdout")
+    nursery.start(tmp_path, *COMMAND, "--json")
+    with (tmp_path / "stdout").open() as reading:
+        first = reading.readline()
+    assert nursery.end(20) == 1
     assert json.loads(first)["output"] == "out/00_x6.png"
-    assert code == "1"
-    assert ran.stderr == "liif: stopped: whoever read the standard output has gone\n"
+    assert (tmp_path / "stderr").read_text() == "liif: stopped: whoever read the standard output has gone\n"
     made = contents(tmp_path / "out")
     assert 1 <= len(made) < COUNT
     for path in (tmp_path / "out").iterdir():
@@ -231,10 +243,23 @@ def test_a_reader_who_leaves_early_ends_it_quietly(tmp_path: Path) -> None:
             assert np.asarray(image).shape[1] == 72
 
 
-def test_a_picture_whose_reader_leaves_early(tmp_path: Path) -> None:
+def test_a_picture_whose_reader_leaves_early(nursery: Nursery, tmp_path: Path) -> None:
     save(tmp_path / "photo.png", photo(100, 100))
-    script = f"{sys.executable} -m liif_cli upscale photo.png -o - --format bmp --scale 4 -m {TINY} | head -c 9 | wc -c"
-    ran = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-    assert ran.stdout.strip() == "9"
-    assert "Traceback" not in ran.stderr
-    assert len(ran.stderr.splitlines()) == 1
+    os.mkfifo(tmp_path / "stdout")
+    nursery.start(tmp_path, "upscale", "photo.png", "-o", "-", "--format", "bmp", "--scale", "4", "-m", str(TINY))
+    with (tmp_path / "stdout").open("rb") as reading:
+        assert reading.read(2) == b"BM"
+    assert nursery.end(20) == 1
+    assert (tmp_path / "stderr").read_text() == "liif: stopped: whoever read the standard output has gone\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("options", [["-o", "-"], ["--json"], []], ids=" ".join)
+def test_standard_output_that_takes_nothing(nursery: Nursery, tmp_path: Path, options: list[str]) -> None:
+    save(tmp_path / "photo.png")
+    (tmp_path / "stdout").symlink_to("/dev/full")
+    nursery.start(tmp_path, "upscale", "-m", str(TINY), "photo.png", "--scale", "2", *options)
+    assert nursery.end(20) == 5
+    assert (tmp_path / "stderr").read_text() == (
+        "liif: standard output: the disk is full; free some space or name another folder\n"
+    )

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Column, Table
 from rich.text import Text
 
+from liif_cli.cli import stopping
 from liif_cli.errors import LiifError, OutputError
 from liif_cli.files import cannot_write
 
@@ -61,10 +62,12 @@ class Report:
 
     def started(self, job: Job) -> None:
         """See ``batch.Listener``."""
+        stopping.check()
         self.progress.update(self.task, description=job.source.path.name)
 
     def painted(self, job: Job, share: float) -> None:
         """See ``batch.Listener``."""
+        stopping.check()
         # What is painted still has to be written: a picture counts as done when it is.
         self.progress.update(self.task, completed=min(len(self.results) + share, self.count))
 

@@ -111,8 +111,8 @@ def check_output(
     raw_bytes = size[0] * size[1] * like.channels * like.pixels.itemsize
     if budget_bytes is not None and not known.streams and held_bytes(size, like) > budget_bytes:
         raise OutputError(
-            f"{path}: {known.name} is written from memory, and {held_bytes(size, like) / 1e9:.1f} GB are more than the "
-            f"budget of {budget_bytes / 1e9:.1f} GB; use {_those(lambda other: other.streams)}, or allow more memory"
+            f"{path}: {known.name} is written from memory, and {_amount(held_bytes(size, like))} are more than the "
+            f"budget of {_amount(budget_bytes)}; use {_those(lambda other: other.streams)}, or allow more memory"
         )
     target = check_target(path, overwrite=overwrite)
     if known.name == "DeepZoom":
@@ -120,7 +120,7 @@ def check_output(
     free = shutil.disk_usage(target.parent).free
     if free < raw_bytes * known.share:
         raise OutputError(
-            f"{path}: about {raw_bytes * known.share / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on this "
+            f"{path}: about {_amount(raw_bytes * known.share)} are needed and {_amount(free)} are free on this "
             "disk; free some space or name another folder"
         )
     return known
@@ -182,6 +182,10 @@ XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 
 PNG_XMP_HEADER = b"XML:com.adobe.xmp\0\0\0\0\0"
 """What an XMP chunk, iTXt, of a PNG file begins with: keyword, no compression, no language, no translation."""
+
+
+def _amount(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.2f} MB"
 
 
 def _those(able: Callable[[Format], bool]) -> str:

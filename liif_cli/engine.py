@@ -108,12 +108,13 @@ def whole(image: Size) -> Box:
     return Box(0.0, 0.0, float(image[0]), float(image[1]))
 
 
-def make_task(model: Model, image: Size, output: Size, box: Box | None = None) -> Task:
+def make_task(model: Model, image: Size, output: Size, box: Box | None = None, farthest: float | None = None) -> Task:
     """What to paint for an ``output`` of a ``box`` of an ``image``.
 
     The network is asked for the output's own pixels, save where that would be wrong: a reduced axis is painted at the
     input's size and then reduced with an antialiasing filter, since a network's point samples would alias; a
-    single-scale network paints at its own scale and is resampled to any other.
+    single-scale network paints at its own scale and is resampled to any other; and beyond the scale ``farthest`` no
+    network knows more than it does there, so the rest of the way goes by bicubic interpolation.
 
     Raises InputError for a box that is empty or not inside the image.
     """
@@ -127,7 +128,11 @@ def make_task(model: Model, image: Size, output: Size, box: Box | None = None) -
     if model.native_scale is not None:
         painted = tuple(max(1, round(side * model.native_scale)) for side in sides)
     else:
-        painted = tuple(max(wanted, math.ceil(side)) for side, wanted in zip(sides, output, strict=True))
+        most = math.inf if farthest is None else farthest
+        painted = tuple(
+            max(min(wanted, math.ceil(side * most)) if most < math.inf else wanted, math.ceil(side))
+            for side, wanted in zip(sides, output, strict=True)
+        )
     return Task(image, box, (painted[0], painted[1]), output)
 
 
@@ -169,7 +174,8 @@ def make_plan(
     width = min(task.image[1], math.ceil(task.box.right) - math.floor(task.box.left) + 4)
     height = min(task.image[0], math.ceil(task.box.bottom) - math.floor(task.box.top) + 4)
     ratio = task.painted[0] / (task.box.bottom - task.box.top)
-    row_pixels = task.painted[1]
+    # Where painted rows become more rows of output, a band is as large as what it becomes.
+    row_pixels = max(task.painted[1], -(-task.output[1] * task.output[0] // task.painted[0]))
 
     def needed(plan: Plan) -> int:
         tile = (min(plan.tile_px, height) + 2 * halo) * (min(plan.tile_px, width) + 2 * halo)
@@ -218,7 +224,15 @@ def make_plan(
 class Engine:
     """A model on a device, in a precision, within a budget. Safe to use again and again; holds no picture."""
 
-    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype, budget_bytes: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        dtype: torch.dtype,
+        budget_bytes: int,
+        farthest: float | None = None,
+    ) -> None:
+        self.farthest = farthest  # see make_task; None asks the network for every pixel, as the paper does
         self.model = model.to(device=device, dtype=dtype).eval()
         if device.type != "mps":
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -258,7 +272,7 @@ class Encoded:
     def bands(self, output: Size, box: Box | None = None) -> Generator[Array, None, None]:
         """As :meth:`Engine.bands`."""
         engine = self.engine
-        task = make_task(engine.model, self.size, output, box)
+        task = make_task(engine.model, self.size, output, box, engine.farthest)
         gpu = engine.device.type != "cpu"
         views = len(self.views)
         plan = make_plan(

@@ -31,6 +31,8 @@ from liif_cli.images import Picture, compose, from_array, from_pil, layers, to_a
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Without --memory: this share of what is free, and no more than the most that makes anything faster.
 FREE_SHARE = 0.5
+# The scale beyond which the network's picture is enlarged by bicubic interpolation instead (benchmarks/TRAINING.md).
+FARTHEST = 4.0
 MOST_BYTES = 4 * 2**30
 
 
@@ -81,7 +83,12 @@ class Sizing(NamedTuple):
 
 
 def load(
-    model: str | Path = "default", *, device: str = "auto", precision: str = "auto", memory: str | int | None = None
+    model: str | Path = "default",
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    memory: str | int | None = None,
+    direct: bool = False,
 ) -> Upscaler:
     """Load a model, by its name in the registry or by the path of a checkpoint or of a training run's folder.
 
@@ -90,6 +97,8 @@ def load(
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (half precision where the device computes in it faster), "float32", "bfloat16", "float16".
         memory: the most that working with a picture may take, in bytes or as "4G"; by default a share of what is free.
+        direct: ask the network for every pixel at any scale. By default it paints at most at FARTHEST, the end of what
+            networks are trained for, and bicubic interpolation goes on from there, which is better and much faster.
 
     Raises ModelError for the model, UsageError for the rest.
     """
@@ -97,7 +106,7 @@ def load(
     dtype = choose_precision(precision, chosen)
     limit = parse_memory(memory) if memory is not None else None
     path = weights.resolve(str(model))
-    return Upscaler(checkpoint.load(path), path, chosen, dtype, limit)
+    return Upscaler(checkpoint.load(path), path, chosen, dtype, limit, farthest=None if direct else FARTHEST)
 
 
 class Upscaler:
@@ -105,11 +114,17 @@ class Upscaler:
     back."""
 
     def __init__(
-        self, model: Any, source: Path, device: torch.device, dtype: torch.dtype, memory_bytes: int | None = None
+        self,
+        model: Any,
+        source: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        memory_bytes: int | None = None,
+        farthest: float | None = None,
     ) -> None:
         self.source = source
         self.memory_bytes = memory_bytes
-        self._engine = Engine(model, device, dtype, memory_bytes or 0)
+        self._engine = Engine(model, device, dtype, memory_bytes or 0, farthest)
 
     @property
     def device(self) -> torch.device:

@@ -139,6 +139,23 @@ def test_the_ensemble_is_the_mean_of_eight_views(name):
     assert np.abs(got - expected).max() <= 1e-5
 
 
+def test_beyond_the_farthest_scale_bicubic_goes_on():
+    engine, pixels = make("liif"), picture(12, 15)
+    near, end = paint(engine, pixels, (42, 30)), paint(engine, pixels, (48, 60))
+    engine.farthest = 4
+    assert np.array_equal(paint(engine, pixels, (42, 30)), near)
+    expected = rooms.BandResampler((48, 60), (100, 170)).push(end)
+    assert np.abs(paint(engine, pixels, (100, 170)) - expected).max() <= 1e-5
+
+
+def test_bands_are_small_however_far_the_picture_is_enlarged():
+    engine = make("liif")
+    engine.farthest = 4
+    bands = [len(band) for band in engine.bands(picture(40, 300), (4000, 30000))]
+    assert sum(bands) == 4000
+    assert max(bands) * 30000 <= 2 * rooms.BAND_PIXELS
+
+
 @pytest.mark.parametrize("box", [Box(0, 0, 0, 5), Box(-1, 0, 5, 5), Box(5, 0, 2, 5), Box(0, 0, 5, 99)])
 def test_a_box_that_is_not_in_the_picture_is_refused(box):
     with pytest.raises(InputError, match="inside the picture of 12x10"):

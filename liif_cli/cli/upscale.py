@@ -181,6 +181,15 @@ def upscale(
             show_default=False,
         ),
     ] = None,
+    direct: Annotated[
+        bool,
+        typer.Option(
+            "--direct",
+            help="Ask the network for every pixel at any scale. Without it the network paints at x4 at most, and"
+            " bicubic interpolation goes on from there: closer to the truth, and faster.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
     ensemble: Annotated[
         bool,
         _flag(
@@ -282,7 +291,7 @@ def upscale(
     return _run(
         plan.jobs,
         options,
-        {"model": model, "device": device, "precision": precision, "memory": memory},
+        {"model": model, "device": device, "precision": precision, "memory": memory, "direct": direct},
         {"as_json": as_json, "quiet": quiet, "verbose": verbose},
         fail_fast=fail_fast,
     )

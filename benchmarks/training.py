@@ -4,7 +4,8 @@ machine's limit.
 The paper's way is `tests/oracle.py`, which unfolds and concatenates, in float32 with Adam, on the same samples. Both
 take turns in one process, so that what else the machine does falls on both alike; medians are printed. The limit is
 a matrix product of the decoder's shape, measured between the turns: the operations an iteration needs, forwards and
-backwards, over the rate of that product, is the least time it could take.
+backwards, over the rate of that product, is the least time it could take. On a CPU `liif train` tells the C library to
+keep freed memory; the paper's way has the usual allocator, or the same with --keep-memory.
 
     python benchmarks/training.py                    the official configuration in bfloat16, and training.json
     python benchmarks/training.py --device cuda      the same on a GPU
@@ -14,6 +15,8 @@ backwards, over the rate of that product, is the least time it could take.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import platform
 import statistics
@@ -83,14 +86,24 @@ def operations(model: Model, config: TrainConfig) -> float:
     return 3 * config.batch * (sample.low_res_side**2 * per_code + sample.queries * per_query)
 
 
+def usual_memory() -> None:
+    """Undo `keep_freed_memory`: what glibc's malloc comes to by itself in a program that uses large tensors."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for name, value in ((-4, 2**16), (-3, 2**25), (-1, 2**26)):  # M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            mallopt(name, value)
+
+
 def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds; with --threads 1 those of the processor, which do not depend on what else the machine does."""
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     if device.type == "cuda":
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    started = clock()
     run()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
@@ -109,14 +122,16 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
     device = torch.device(args.device)
-    if device.type == "cpu":
-        keep_freed_memory()  # as `liif train` does; both ways gain by it
+    if args.threads:
+        torch.set_num_threads(args.threads)
     config = load_train(args.preset, [f"precision={args.precision}", *args.set])
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, pictures(Path(folder)), device)
         unfolded = None if args.no_oracle else Unfolded(config, device)
         batch = trainer.sampler.batch(0, range(config.batch), device)
         dtype = trainer.dtype or torch.float32
+        if device.type == "cpu":
+            keep_freed_memory()
         for _ in range(args.warmup):
             trainer.step()
         if unfolded is not None:
@@ -126,13 +141,18 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         together = 20 if device.type == "cuda" else args.together
         for _ in range(args.rounds):
             waited = trainer.waited
+            if device.type == "cpu":
+                keep_freed_memory()  # as `liif train` does
             own.append(timed(lambda: [trainer.step() for _ in range(together)], device) / together)
             data.append((trainer.waited - waited) / together / own[-1])
             if unfolded is not None:
+                if not args.keep_memory:
+                    usual_memory()
                 paper.append(timed(lambda: unfolded.step(batch), device))
             rates.append(matrix_rate(dtype, device))
         trainer.losses()
     seconds = statistics.median(own)
+    print("turns, ms:", [round(1000 * s) for s in own], [round(1000 * s) for s in paper], file=sys.stderr)
     least = operations(trainer.model, config) / statistics.median(rates)
     result = {
         "preset": args.preset, "settings": args.set, "batch": config.batch, "low_res_side": config.sample.low_res_side,
@@ -185,7 +205,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")
     parser.add_argument("--together", type=int, default=1, help="iterations in a turn, on a CPU")
     parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=0, help="of a CPU; 1 measures the processor's time")
     parser.add_argument("--no-oracle", action="store_true", help="measure liif alone")
+    parser.add_argument("--keep-memory", action="store_true", help="let the paper's way keep freed memory too")
     parser.add_argument("--json", type=Path, default=HERE / "training.json")
     args = parser.parse_args()
     result = measure(args)

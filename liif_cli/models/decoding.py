@@ -6,6 +6,7 @@ steps in bfloat16. Here
 
 * a query's four rows stand behind one another, so that blending them is a bag of an embedding, forwards;
 * nothing is kept but what the layers answered, since a ReLU's answer tells which of its inputs counted;
+* layers are 1x1 convolutions, which add the bias, and sum up its gradient, in passing;
 * what can be done in place is.
 """
 
@@ -61,13 +62,13 @@ class _HiddenStates(torch.autograd.Function):
     ) -> Tensor:
         dtype = codes.dtype
         queries, corners = index.shape
-        weights = [weight.to(dtype) for weight in flat[::2]]
+        weights = [weight.to(dtype)[:, :, None, None] for weight in flat[::2]]
         relative = relative.reshape(-1, 2).to(dtype)
         share = share.to(dtype)
         x = relu_(codes.index_select(0, index.flatten()).addmm_(relative, of_relative.to(dtype).T))
         answers = [x]
         for weight, bias in zip(weights, flat[1::2], strict=True):
-            x = relu_(torch.addmm(bias.to(dtype), x, weight.T))
+            x = relu_(_as_rows(F.conv2d(_as_image(x), weight, bias.to(dtype))))
             answers.append(x)
         ctx.save_for_backward(index, relative, share, of_relative, *weights, *answers)
         ctx.count = len(codes)
@@ -84,17 +85,26 @@ class _HiddenStates(torch.autograd.Function):
         weights, answers = rest[:layers], rest[layers:]
         g = (gradient[:, None] * share[..., None]).flatten(0, 1) if index.shape[1] > 1 else gradient.clone()
         of_layers: list[Tensor] = []
-        spare: Tensor | None = None
         for number in range(layers, -1, -1):
             torch.ops.aten.threshold_backward.grad_input(g, answers[number], 0, grad_input=g)
             if number == 0:
                 break
-            of_layers[:0] = [g.T @ answers[number - 1], g.sum(dim=0)]
-            weight = weights[number - 1]
-            if spare is None or spare.shape[1] != weight.shape[1]:
-                spare = g.new_empty(len(g), weight.shape[1])
-            torch.mm(g, weight, out=spare)
-            g, spare = spare, g
+            images = _as_image(g), _as_image(answers[number - 1])
+            sizes = [len(g[0])], [1, 1], [0, 0], [1, 1], False, [0, 0], 1  # bias, stride, padding, dilation, ...
+            of_input, of_weight, of_bias = torch.ops.aten.convolution_backward(
+                *images, weights[number - 1], *sizes, [True, True, True]
+            )
+            of_layers[:0] = [of_weight[:, :, 0, 0], of_bias]
+            g = _as_rows(of_input)
         of_codes = torch.ops.aten.embedding_dense_backward(g, index.flatten(), ctx.count, -1, False)
         of_places = (g.T @ relative).to(of_relative.dtype)
         return of_codes, None, None, None, of_places, *(part.to(of_relative.dtype) for part in of_layers)
+
+
+def _as_image(rows: Tensor) -> Tensor:
+    """(R, C) as an image of one column, (1, C, R, 1), channels last: the same memory."""
+    return rows[None, :, None].permute(0, 3, 1, 2)
+
+
+def _as_rows(image: Tensor) -> Tensor:
+    return image.permute(0, 2, 3, 1).reshape(image.shape[2], image.shape[1])

@@ -1,4 +1,4 @@
-"""The README's picture: details of NASA's portrait of Eileen Collins (public domain, in scikit-image), bicubic and liif.
+"""The README's picture: details of NASA's portrait of Eileen Collins (public domain, in scikit-image), two ways.
 
 python benchmarks/pictures.py
 """

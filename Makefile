@@ -22,6 +22,7 @@ types: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/training.py
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)

@@ -38,7 +38,7 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
             print(f"liif: {' '.join(str(error).split())}", file=sys.stderr)
             code = error.exit_code
         except KeyboardInterrupt as error:
-            print(f"liif: {error or 'interrupted'}", file=sys.stderr)
+            print(f"liif: {str(error) or 'interrupted'}", file=sys.stderr)
             code = getattr(error, "exit_code", INTERRUPTED)
         except BrokenPipeError:
             print("liif: stopped: whoever read the standard output has gone", file=sys.stderr)

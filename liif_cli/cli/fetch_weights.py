@@ -47,7 +47,7 @@ def fetch_weights(
         typer.Option(
             "--name",
             metavar="NAME",
-            help="With --from: register it under this name, for -m NAME.  [default: the file's own name]",
+            help="With --from: register it under this name, for -m NAME.  \\[default: the file's own name]",
             show_default=False,
         ),
     ] = None,

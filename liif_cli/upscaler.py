@@ -31,9 +31,9 @@ from liif_cli.images import Picture, compose, from_array, from_pil, layers, to_a
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Without --memory: this share of what is free, and no more than the most that makes anything faster.
 FREE_SHARE = 0.5
+MOST_BYTES = 4 * 2**30
 # The scale beyond which the network's picture is enlarged by bicubic interpolation instead (benchmarks/TRAINING.md).
 FARTHEST = 4.0
-MOST_BYTES = 4 * 2**30
 
 
 class Sizing(NamedTuple):
@@ -106,7 +106,7 @@ def load(
     dtype = choose_precision(precision, chosen)
     limit = parse_memory(memory) if memory is not None else None
     path = weights.resolve(str(model))
-    return Upscaler(checkpoint.load(path), path, chosen, dtype, limit, farthest=None if direct else FARTHEST)
+    return Upscaler(checkpoint.load(path), path, chosen, dtype, limit, farthest=math.inf if direct else FARTHEST)
 
 
 class Upscaler:
@@ -120,7 +120,7 @@ class Upscaler:
         device: torch.device,
         dtype: torch.dtype,
         memory_bytes: int | None = None,
-        farthest: float | None = None,
+        farthest: float = math.inf,
     ) -> None:
         self.source = source
         self.memory_bytes = memory_bytes

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption
 from liif_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from liif_cli.evaluate import Keeper, Painted, Score
 
 STANDARD = Path("-")  # standard output
-WHAT, HOW, OUTPUT, RUNNING = "What is scored", "Protocol", "Output", "Model and machine"
+WHAT, HOW, OUTPUT = "What is scored", "Protocol", "Output"
 
 
 def evaluate(
@@ -145,35 +146,22 @@ def evaluate(
         bool,
         typer.Option("--resume", help="Take over what an earlier run has scored already.", rich_help_panel=OUTPUT),
     ] = False,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", envvar="LIIF_DEVICE", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUNNING
-        ),
-    ] = "auto",
+    device: DeviceOption = "auto",
     precision: Annotated[
         str,
         typer.Option(
             metavar="NAME",
             envvar="LIIF_PRECISION",
             help="float32, bfloat16, float16, or auto, which is what liif upscale uses.",
-            rich_help_panel=RUNNING,
+            rich_help_panel=PANEL,
         ),
     ] = "float32",
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            envvar="LIIF_MEMORY",
-            help="Most memory to use, such as 4G. [default: half of what is free, 4G at most]",
-            rich_help_panel=RUNNING,
-        ),
-    ] = None,
+    memory: MemoryOption = None,
     quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print errors only, and what is asked for.", rich_help_panel=RUNNING)
+        bool, typer.Option("-q", "--quiet", help="Print errors only, and what is asked for.", rich_help_panel=PANEL)
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Print every picture's score.", rich_help_panel=RUNNING)
+        bool, typer.Option("-v", "--verbose", help="Print every picture's score.", rich_help_panel=PANEL)
     ] = False,
 ) -> None:
     """Score models on benchmark pictures, by the published protocol.

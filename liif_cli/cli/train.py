@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from liif_cli.cli.machine import PANEL, DeviceOption
 from liif_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from liif_cli.train import Progress, Trainer
     from liif_cli.validate import Scores
 
-RECIPE, RUN, MACHINE = "Recipe", "Run", "Machine"
+RECIPE, RUN = "Recipe", "Run"
 
 
 def train(
@@ -77,15 +78,10 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew where there is a run already.", rich_help_panel=RUN)
     ] = False,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", envvar="LIIF_DEVICE", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINE
-        ),
-    ] = "auto",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=MACHINE)] = False,
+    device: DeviceOption = "auto",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=PANEL)] = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Name every picture left out.", rich_help_panel=MACHINE)
+        bool, typer.Option("-v", "--verbose", help="Name every picture left out.", rich_help_panel=PANEL)
     ] = False,
 ) -> int:
     """Train a model on your own pictures, or repeat the paper's experiments.

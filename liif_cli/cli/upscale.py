@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption
 from liif_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from liif_cli.jobs import Job, Options
 
-SIZE, OUTPUT, MODEL, RUNNING = "Size (give one, with or without --box)", "Output", "Model and machine", "Batches"
+SIZE, OUTPUT, RUNNING = "Size (give one, with or without --box)", "Output", "Batches"
 
 EXAMPLES = """[bold]Size[/bold]
 liif upscale photo.jpg --scale 2.7
@@ -153,41 +154,27 @@ def upscale(
             metavar="NAME|FILE",
             envvar="LIIF_MODEL",
             help="A name from liif fetch-weights --list, a checkpoint, or a training run's folder.",
-            rich_help_panel=MODEL,
+            rich_help_panel=PANEL,
         ),
     ] = "default",
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", envvar="LIIF_DEVICE", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MODEL
-        ),
-    ] = "auto",
+    device: DeviceOption = "auto",
     precision: Annotated[
         str,
         typer.Option(
             metavar="NAME",
             envvar="LIIF_PRECISION",
             help="auto, float32, bfloat16 or float16. auto is half precision where the device is faster in it.",
-            rich_help_panel=MODEL,
+            rich_help_panel=PANEL,
         ),
     ] = "auto",
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            envvar="LIIF_MEMORY",
-            help="Most memory to use, such as 4G. \\[default: half of what is free, 4G at most]",
-            rich_help_panel=MODEL,
-            show_default=False,
-        ),
-    ] = None,
+    memory: MemoryOption = None,
     direct: Annotated[
         bool,
         typer.Option(
             "--direct",
             help="Ask the network for every pixel at any scale. Without it the network paints at x4 at most, and"
             " bicubic interpolation goes on from there: closer to the truth, and faster.",
-            rich_help_panel=MODEL,
+            rich_help_panel=PANEL,
         ),
     ] = False,
     ensemble: Annotated[
@@ -195,7 +182,7 @@ def upscale(
         _flag(
             "--ensemble",
             help="Average eight views, turned and mirrored: slightly better, eight times slower.",
-            rich_help_panel=MODEL,
+            rich_help_panel=PANEL,
         ),
     ] = False,
     recursive: Annotated[

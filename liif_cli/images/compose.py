@@ -1,28 +1,61 @@
 """Between a picture and the network: what it sees, and how its answers become pixels again. The only rounding.
 
-The network knows three channels without alpha. So grey is replicated to three and averaged back to one; alpha, where it
-varies, is enlarged as a picture of its own, and colour travels multiplied by it: otherwise the invisible colour of
-transparent pixels would bleed over the edge as a fringe.
+The network knows three channels without alpha. So grey is replicated to three and averaged back to one; alpha, where
+it varies, is enlarged as a picture of its own. The invisible colour of transparent pixels would bleed over the edge as
+a fringe, so the network is shown the visible colours continued there instead. Multiplying colour by alpha would keep it
+out as well, but puts alpha's edge into the colour, and a rim into the quotient wherever the network's two answers
+differ.
 """
 
 import numpy as np
+from PIL import Image
 
 from liif_cli.images.picture import Array, Picture, full_scale
 
 
 def layers(picture: Picture) -> list[Array]:
-    """Return the one or two images, each (H, W, 3) and contiguous, that the network enlarges.
-
-    First colour: in the pixels' own integer type, or float32 in [0, 1] where it is multiplied by a varying alpha.
-    Then, only where alpha varies, alpha in the pixels' own type.
-    """
+    """Return the one or two images, each (H, W, 3), contiguous and in the pixels' own type, that the network enlarges:
+    colour and, only where alpha varies, alpha."""
     if picture.alpha is None or picture.constant_alpha is not None:
         return [_three(picture.colour)]
-    greatest = full_scale(picture.pixels.dtype)
-    premultiplied = picture.colour.astype(np.float32)
-    premultiplied *= picture.alpha[..., None] / np.float32(greatest)
-    premultiplied /= np.float32(greatest)
-    return [_three(premultiplied), _three(picture.alpha[..., None])]
+    return [_three(_continued(picture.colour, picture.alpha > 0)), _three(picture.alpha[..., None])]
+
+
+def _continued(colour: Array, visible: Array) -> Array:
+    """Replace what is not visible (H, W) of colour (H, W, C) by a smooth continuation of what is."""
+    if visible.all():
+        return colour
+    filled = _pull_push(colour.astype(np.float32), visible.astype(np.float32))
+    if np.issubdtype(colour.dtype, np.integer):
+        filled = np.floor(filled + np.float32(0.5))
+    return np.where(visible[..., None], colour, filled.astype(colour.dtype))
+
+
+def _pull_push(colour: Array, weight: Array) -> Array:
+    """Fill in where weight (H, W) lacks to 1 by what half the resolution, filled in the same way, has there.
+
+    Gortler and others, "The lumigraph", 1996, section 3.4. Both arrays are float32.
+    """
+    height, width = weight.shape
+    if max(height, width) == 1 or weight.min() == 1:
+        return colour
+    weighted = colour * weight[..., None]
+    total = _halved(weight[..., None])
+    half = _halved(weighted) / np.where(total > 0, total, 1)
+    coarse = _pull_push(half, np.minimum(4 * total[..., 0], 1))
+    size = (2 * coarse.shape[1], 2 * coarse.shape[0])
+    for channel in range(colour.shape[2]):
+        plane = Image.fromarray(np.ascontiguousarray(coarse[..., channel])).resize(size, Image.Resampling.BILINEAR)
+        weighted[..., channel] += np.asarray(plane)[:height, :width] * (1 - weight)
+    return weighted
+
+
+def _halved(values: Array) -> Array:
+    """The means of squares of 2x2 pixels of (H, W, C); beyond an odd side there are zeros."""
+    height, width, channels = values.shape
+    even = np.pad(values, ((0, height % 2), (0, width % 2), (0, 0)))
+    means: Array = even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2, channels).mean(axis=(1, 3))
+    return means
 
 
 def compose(picture: Picture, bands: list[Array]) -> Array:
@@ -41,13 +74,7 @@ def compose(picture: Picture, bands: list[Array]) -> Array:
     if picture.constant_alpha is not None:
         out[..., -1] = picture.constant_alpha
     elif picture.has_alpha:
-        alpha = bands[1].astype(np.float32).mean(axis=2)
-        out[..., -1] = _quantise(alpha, dtype)
-        # Where alpha rounds to nothing colour is invisible, and a quotient of two near-zeros would be noise: leave
-        # black.
-        visible = out[..., -1] > 0
-        # By alpha before its clamping: at an edge both overshoot by the same share, which the quotient takes out again.
-        colour = np.divide(colour, alpha[..., None], out=np.zeros_like(colour), where=visible[..., None])
+        out[..., -1] = _quantise(bands[1].astype(np.float32).mean(axis=2), dtype)
     shades[...] = _quantise(colour, dtype)
     return out
 

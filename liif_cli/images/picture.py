@@ -70,9 +70,14 @@ class Picture:
 
     @cached_property
     def is_neutral(self) -> bool:
-        """Whether every pixel is a pure grey, in one channel or in three equal ones."""
-        red = self.pixels[..., 0]
-        return self.is_grey or all(np.array_equal(red, self.pixels[..., channel]) for channel in (1, 2))
+        """Whether every pixel that can be seen is a pure grey, in one channel or in three equal ones."""
+        if self.is_grey:
+            return True
+        red, green, blue = (self.pixels[..., channel] for channel in range(3))
+        coloured = (red != green) | (red != blue)
+        if self.alpha is not None and self.constant_alpha is None:
+            coloured &= self.alpha > 0
+        return not coloured.any()
 
     @cached_property
     def constant_alpha(self) -> Any:

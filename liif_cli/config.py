@@ -34,10 +34,11 @@ class SampleRule:
     augment: str = "all"  # "all" flips and transposes, "mirror" mirrors left and right, "none"
     # Of crops: the range of scales, and the pictures' chances. A picture is drawn with a probability proportional to
     # its number of pixels to this power: 0 treats all alike, as the official recipe does (its pictures are of one
-    # size), 1 all pixels.
+    # size), 1 all pixels. Of so many candidates the crop with the most detail is taken; 1 takes what was drawn.
     scale_min: float = 1.0
     scale_max: float = 4.0
     area_power: float = 0.0
+    candidates: int = 1
     # Of resized: pixels a side of the first and the last picture's truth, and to what all of them are enlarged again
     # for a network of one scale (0: they are not).
     size_min: int = 32
@@ -129,7 +130,8 @@ def check(config: TrainConfig) -> TrainConfig:
     _one_of("compile", config.compile, ("auto", "on", "off"))
     counts = {"iterations": config.iterations, "batch": config.batch, "accumulate": config.accumulate,
               "save_every": config.save_every, "log_every": config.log_every,
-              "sample.low_res_side": sample.low_res_side, "sample.size_min": sample.size_min}  # fmt: skip
+              "sample.low_res_side": sample.low_res_side, "sample.candidates": sample.candidates,
+              "sample.size_min": sample.size_min}  # fmt: skip
     for where, count in counts.items():
         _at_least(where, count, 1)
     others = {"seed": config.seed, "sample.queries": sample.queries, "sample.area_power": sample.area_power,

@@ -226,6 +226,24 @@ def test_pictures_are_drawn_alike_or_by_their_area(folder, tmp_path):
         assert draws.count(large) / 2000 == pytest.approx(expected, abs=0.04)
 
 
+def test_of_several_candidates_the_crop_with_the_most_detail_is_taken(tmp_path):
+    """A picture of mist with a noisy quarter: chance hits the quarter about as often as its area says, and the best of
+    eight nearly always."""
+    folder = tmp_path / "mist"
+    folder.mkdir()
+    mist = np.full((200, 200, 3), 128, np.uint8)
+    mist[:100, :100] = noise(100, 100, 3)
+    Image.fromarray(mist).save(folder / "mist.png")
+    store = open_store(folder, tmp_path / "cache", smallest_side=32)
+    rule = dataclasses.replace(RULE, scale_min=1, scale_max=1)
+    noisy = {}
+    for candidates in (1, 8):
+        drawn = Sampler(store, dataclasses.replace(rule, candidates=candidates)).draw(0, range(400))
+        noisy[candidates] = np.mean([truth[:8, :8].float().std() > 10 for truth in drawn.truths])
+    assert 0.2 < noisy[1] < 0.4
+    assert noisy[8] > 0.85
+
+
 # -- size-varied truths ----------------------------------------------------------------------------------------------
 
 RESIZED = SampleRule(kind="resized", low_res_side=8, size_min=8, size_max=32, queries=50, augment="mirror")

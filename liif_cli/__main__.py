@@ -1,6 +1,18 @@
-"""``python -m liif_cli``."""
+"""The console script, and ``python -m liif_cli``."""
 
-from liif_cli.cli import main
+import signal
+
+
+def main() -> None:
+    """Run the command line."""
+    # While modules are loaded nothing has to be tidied up: Ctrl-C just ends the program, without a traceback. What is
+    # ignored from the start stays ignored.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from liif_cli.cli import main as command_line
+
+    command_line()
+
 
 if __name__ == "__main__":
     main()

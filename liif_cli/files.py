@@ -35,7 +35,7 @@ def atomic_path(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         try:
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter of a name that holds a NUL
             raise cannot_write(final, error) from error
         yield temporary
         try:
@@ -45,7 +45,7 @@ def atomic_path(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
             raise cannot_write(final, error) from error
     finally:
         # After success the name is already gone. An unremovable leftover must not hide the error on its way out.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             temporary.unlink(missing_ok=True)
 
 

@@ -79,7 +79,7 @@ class Sizing(NamedTuple):
     @property
     def label(self) -> str | None:
         """How the file name tells the size, ``x2.7``; None where it is told in pixels."""
-        return None if self.scale is None else f"x{self.scale:g}"
+        return None if self.scale is None else f"x{self.scale:.15g}"
 
 
 def load(

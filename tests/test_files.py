@@ -153,3 +153,8 @@ def test_system_errors_name_the_file_and_the_remedy(code: int, words: str) -> No
     assert "a.png" in str(error)
     assert words in str(error)
     assert error.exit_code == 5
+
+
+def test_a_name_that_no_file_can_have_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"), atomic_path(tmp_path / "a\0b"):
+        pass

@@ -180,6 +180,7 @@ def test_a_deep_zoom_picture_is_a_pyramid_of_tiles(tmp_path: Path, channels: int
     write_in_bands(tmp_path / "a.b.dzi", source, budget_bytes=HUGE)
     assert names(tmp_path) == ["a.b.dzi", "a.b_files"]
     assert b'Width="520"' in (tmp_path / "a.b.dzi").read_bytes()
+    assert not list(tmp_path.rglob("*.xml"))  # nothing but the tiles
     levels = sorted(int(folder.name) for folder in (tmp_path / "a.b_files").iterdir() if folder.is_dir())
     assert levels == list(range(11))
     opaque = channels in (1, 3) and dtype == np.uint8

@@ -263,3 +263,10 @@ def test_standard_output_that_takes_nothing(nursery: Nursery, tmp_path: Path, op
     assert (tmp_path / "stderr").read_text() == (
         "liif: standard output: the disk is full; free some space or name another folder\n"
     )
+
+
+def test_an_interruption_while_modules_are_loaded_ends_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-m", "liif_cli"], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")

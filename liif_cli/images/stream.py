@@ -181,6 +181,8 @@ class Stream:
             self._save_tiff(image)
         else:
             image.dzsave(str(self._temporary / self._final.stem), keep="icc", **self._options)
+            for description in self._temporary.rglob("vips-properties.xml"):  # libvips's own, of no use to a viewer
+                description.unlink()
 
     def _save_through(self, save: Any, inserted: "Inserted") -> None:
         with self._temporary.open("wb") as file:

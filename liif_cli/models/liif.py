@@ -277,6 +277,7 @@ class _GPUPainter:
 
     def _block(self, rows: slice) -> Tensor:
         blended: Tensor | None = None
+        total: Tensor | None = None
         for vertical in range(self.vertical.code.shape[0]):
             # The row part goes to the codes before they are spread over the columns: fewer of them.
             line = self.codes[self.vertical.code[vertical, rows]] + self.row_part[vertical, rows, None]
@@ -286,11 +287,16 @@ class _GPUPainter:
                 for weight, bias in self.decoder.hidden:
                     x = torch.addmm(bias, x, weight).relu_()
                 share = self.vertical.weight[vertical, rows, None] * self.horizontal.weight[horizontal]
-                x = x.mul_(share.flatten()[:, None].to(x.dtype))
+                share = share.flatten()[:, None].to(x.dtype)
+                x = x.mul_(share)
                 blended = x if blended is None else blended.add_(x)
+                total = share.float() if total is None else total.add_(share)
         assert blended is not None
+        assert total is not None
         weight, bias = self.decoder.last
-        return torch.addmm(bias, blended.float(), weight).view(-1, self.horizontal.code.shape[1], 3)
+        # As in _CPUPainter: rounded shares do not add up to one.
+        values = (blended.float() @ weight).div_(total).add_(bias)
+        return values.view(-1, self.horizontal.code.shape[1], 3)
 
 
 def _single(parts: Corners) -> Corners:

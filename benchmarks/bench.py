@@ -61,7 +61,7 @@ def picture(side: int) -> np.ndarray:
 def operations(model: LIIF, low_res: int, scale: float) -> float:
     """Floating-point operations the folded network needs: convolutions at low resolution, matrix products for each
     corner."""
-    convolutions = sum(m.weight.numel() for m in model.encoder.modules() if isinstance(m, torch.nn.Conv2d)) - 0
+    convolutions = sum(m.weight.numel() for m in model.encoder.modules() if isinstance(m, torch.nn.Conv2d))
     first, *inner, last = model.imnet.linears
     per_code = 2 * (convolutions + first.out_features * model.code_dim)
     per_pixel = 2 * (4 * sum(layer.weight.numel() for layer in inner) + last.weight.numel())

@@ -1,4 +1,4 @@
-"""Scores and a look at a model while it trains, by the evaluation protocol (``metrics.py``)."""
+"""Scores and a look at a model while it trains, by the published protocol (``protocol.py``)."""
 
 from __future__ import annotations
 
@@ -9,25 +9,20 @@ import numpy as np
 import torch
 from PIL import Image
 
+from liif_cli.benchmarks.datasets import Pair, low_res_size, painted_size, read_rgb, reduce
 from liif_cli.config import Validation
-from liif_cli.data import image_files, rgb8
+from liif_cli.data import image_files
 from liif_cli.engine import Engine
 from liif_cli.errors import InputError
 from liif_cli.files import atomic_path
-from liif_cli.images import read
 from liif_cli.metrics import Channel, psnr
 from liif_cli.models import Model
-from liif_cli.resize import matlab_reduce, pil_bicubic
+from liif_cli.protocol import Protocol
+from liif_cli.resize import pil_bicubic
 
+PROTOCOL = Protocol()
 BUDGET_BYTES = 2 * 2**30
 SHOWN_PX = 192  # side of the crop that the comparison shows
-
-
-class Pair(NamedTuple):
-    """What is given and what is asked."""
-
-    low_res: np.ndarray  # (h, w, 3) uint8
-    high_res: np.ndarray  # (H, W, 3) uint8
 
 
 class Scores(NamedTuple):
@@ -37,16 +32,14 @@ class Scores(NamedTuple):
 
 
 def pair(picture: np.ndarray, scale: float) -> Pair:
-    """The protocol's pair of a picture: MATLAB's bicubic at x2, x3 and x4, PIL's at any other scale."""
-    height, width = picture.shape[:2]
-    if scale in (2, 3, 4):
-        low_res = matlab_reduce(picture, int(scale))
-        return Pair(low_res, picture[: low_res.shape[0] * int(scale), : low_res.shape[1] * int(scale)])
-    small = (int(height // scale), int(width // scale))
-    if min(small) < 1:
-        raise InputError(f"a picture of {width}x{height} cannot be scored at x{scale:g}: it is too small")
-    cropped = picture[: round(small[0] * scale), : round(small[1] * scale)]
-    return Pair(pil_bicubic(np.ascontiguousarray(cropped), small), cropped)
+    """The protocol's pair of a picture, (H, W, 3) uint8. Raises InputError where nothing would be left of it."""
+    size = (picture.shape[0], picture.shape[1])
+    if min(low_res_size(size, scale)) < 1:
+        raise InputError(f"a picture of {size[1]}x{size[0]} cannot be scored at x{scale:g}: it is too small")
+    source = PROTOCOL.reduction(scale)
+    low_res = reduce(picture, scale, source)
+    height, width = painted_size((low_res.shape[0], low_res.shape[1]), scale)
+    return Pair(low_res, picture[:height, :width], source)
 
 
 class Validator:
@@ -56,7 +49,7 @@ class Validator:
         files = image_files(folder)
         self.config = config
         self.name = Path(folder).stem
-        self.pictures = [_middle(rgb8(read(path)), config.crop) for path in files[: config.pictures or None]]
+        self.pictures = [_middle(read_rgb(path), config.crop) for path in files[: config.pictures or None]]
 
     def scores(self, model: Model, device: torch.device) -> Scores:
         """Score a model in float32. The model is moved to the device and stays there."""
@@ -64,10 +57,10 @@ class Validator:
         channel = cast(Channel, self.config.channel)
         means = {}
         for scale in self.config.scales:
-            border = int(np.ceil(scale)) + (6 if channel == "rgb" else 0)
+            border = PROTOCOL.shave(scale, rgb_set=channel == "rgb")
             values = [
                 psnr(paint(engine, low_res, high_res), high_res, border=border, channel=channel)
-                for low_res, high_res in (pair(picture, scale) for picture in self.pictures)
+                for low_res, high_res, _ in (pair(picture, scale) for picture in self.pictures)
             ]
             means[f"x{scale:g}"] = float(np.mean(values))
         return Scores(means)
@@ -75,7 +68,7 @@ class Validator:
     def comparison(self, model: Model, device: torch.device) -> Image.Image:
         """The middle of the first picture at the largest scale: bicubic, the model's, the truth, side by side."""
         scale = max(self.config.scales)
-        low_res, truth = pair(_middle(self.pictures[0], SHOWN_PX), scale)
+        low_res, truth, _ = pair(_middle(self.pictures[0], SHOWN_PX), scale)
         painted = paint(Engine(model, device, torch.float32, BUDGET_BYTES), low_res, truth)
         size = (truth.shape[0], truth.shape[1])
         shown = [pil_bicubic(low_res, size), np.rint(painted.clip(0, 1) * 255).astype(np.uint8), truth]

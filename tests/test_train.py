@@ -319,7 +319,7 @@ def test_validation_of_bicubic_is_what_the_metrics_say(photographs):
     from liif_cli.validate import pair
 
     picture = np.array(Image.open(photographs / "0.png"))
-    low_res, high_res = pair(picture, 2)
+    low_res, high_res, _ = pair(picture, 2)
     assert np.array_equal(low_res, matlab_reduce(picture, 2))
     assert high_res.shape == (60, 70, 3)
     assert pair(picture, 2.5).low_res.shape == (24, 28, 3)

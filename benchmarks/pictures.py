@@ -1,6 +1,9 @@
-"""The README's picture: details of NASA's portrait of Eileen Collins (public domain, in scikit-image), two ways.
+"""The pictures of the README and of the model card, from photographs in the public domain that scikit-image brings.
 
-python benchmarks/pictures.py
+    python benchmarks/pictures.py
+
+docs/before-after.png: details of NASA's portrait of Eileen Collins, bicubic and liif.
+docs/scales.png: details at x2.7, x4 and x8: bicubic, liif, the truth.
 """
 
 from __future__ import annotations
@@ -13,27 +16,64 @@ from PIL import Image
 
 import liif_cli
 
-DETAILS = [(28, 85, 73, 145), (173, 50, 218, 110)]  # top, left, bottom, right, in the halved portrait
-SCALE = 4
+DOCS = Path(__file__).parents[1] / "docs"
 GAP = 8
+PORTRAIT_SCALE = 4
+PORTRAIT_DETAILS = [(28, 85, 73, 145), (173, 50, 218, 110)]  # top, left, bottom, right, in the halved portrait
+DETAIL_PX = 288  # side of a detail of the truth
+# Chelsea the cat (CC0, Stefan van der Walt), a cup of coffee (CC0, Rachel Michetti), the portrait again (NASA): scale,
+# picture, top and left of the detail.
+DETAILS = [
+    (2.7, skimage.data.chelsea, 8, 60),
+    (4, skimage.data.coffee, 60, 240),
+    (8, skimage.data.astronaut, 0, 110),
+]
+
+
+def beside(*pictures: Image.Image | np.ndarray) -> np.ndarray:
+    """Pictures of one height, left to right."""
+    gap = np.full((np.asarray(pictures[0]).shape[0], GAP, 3), 255, np.uint8)
+    parts = [part for picture in pictures for part in (gap, np.asarray(picture))]
+    return np.concatenate(parts[1:], axis=1)
+
+
+def save(rows: list[np.ndarray], name: str) -> None:
+    """Rows of one width, top to bottom, as a file."""
+    gap = np.full((GAP, rows[0].shape[1], 3), 255, np.uint8)
+    sheet = np.concatenate([part for row in rows for part in (gap, row)][1:])
+    Image.fromarray(sheet).save(DOCS / name, optimize=True)
+    print(DOCS / name, sheet.shape)
+
+
+def before_after(model: liif_cli.upscaler.Upscaler) -> None:
+    # Halved first: the portrait is soft at its own size, and what upscalers are given is small and sharp.
+    small = Image.fromarray(skimage.data.astronaut()).reduce(2)
+    field = model.encode(small)
+    rows = []
+    for top, left, bottom, right in PORTRAIT_DETAILS:
+        size = ((bottom - top) * PORTRAIT_SCALE, (right - left) * PORTRAIT_SCALE)
+        crop = small.resize((size[1], size[0]), Image.Resampling.BICUBIC, (left, top, right, bottom))
+        rows.append(beside(crop, field.render(size=size, box=(top, left, bottom, right))))
+    save(rows, "before-after.png")
+
+
+def scales(model: liif_cli.upscaler.Upscaler) -> None:
+    rows = []
+    for scale, load, top, left in DETAILS:
+        truth = load()
+        height, width = truth.shape[:2]
+        small = Image.fromarray(truth).resize((round(width / scale), round(height / scale)), Image.Resampling.BICUBIC)
+        detail = (slice(top, top + DETAIL_PX), slice(left, left + DETAIL_PX))
+        bicubic = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+        painted = np.asarray(model.upscale(small, size=(height, width)))
+        rows.append(beside(bicubic[detail], painted[detail], truth[detail]))
+    save(rows, "scales.png")
 
 
 def main() -> None:
-    # Halved first: the portrait is soft at its own size, and what upscalers are given is small and sharp.
-    small = Image.fromarray(skimage.data.astronaut()).reduce(2)
-    field = liif_cli.load("default").encode(small)
-    rows = []
-    for top, left, bottom, right in DETAILS:
-        size = ((bottom - top) * SCALE, (right - left) * SCALE)
-        crop = small.resize((size[1], size[0]), Image.Resampling.BICUBIC, (left, top, right, bottom))
-        painted = field.render(size=size, box=(top, left, bottom, right))
-        gap = np.full((size[0], GAP, 3), 255, np.uint8)
-        rows.append(np.concatenate([np.asarray(crop), gap, np.asarray(painted)], axis=1))
-    gap = np.full((GAP, rows[0].shape[1], 3), 255, np.uint8)
-    sheet = np.concatenate([rows[0], gap, rows[1]])
-    target = Path(__file__).parents[1] / "docs" / "before-after.png"
-    Image.fromarray(sheet).save(target, optimize=True)
-    print(target, sheet.shape)
+    model = liif_cli.load("default")
+    before_after(model)
+    scales(model)
 
 
 if __name__ == "__main__":

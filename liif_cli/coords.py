@@ -3,8 +3,7 @@
 * Sizes are ``(height, width)``, coordinates ``(y, x)``.
 * An image spans [-1, 1] on both axes; pixel ``i`` of ``n`` is centred at ``-1 + (2 i + 1) / n``.
 * In *low-resolution pixel units* the centre of latent code ``i`` is at ``i``, the image spans [-0.5, m - 0.5], and
-  pixel ``j``
-  of ``n`` painted over ``m`` codes lies at ``(j + 0.5) * m / n - 0.5``.
+  pixel ``j`` of ``n`` painted over ``m`` codes lies at ``(j + 0.5) * m / n - 0.5``.
 * A relative coordinate is ``2 * (position - code)``: the difference in [-1, 1] units times the number of codes.
 * A cell is the size of one painted pixel in the same units, ``2 * m / n``: 2 where nothing is enlarged, 2 / scale in
   general.
@@ -56,15 +55,14 @@ def to_low_res(coords: Tensor, count: int) -> Tensor:
     return (coords + 1) * (count / 2) - 0.5
 
 
-def axis(painted: int, low_res: float, *, start: int = 0, stop: int | None = None, origin: float = 0.0) -> Axis:
-    """Pixels ``start`` to ``stop`` of the ``painted`` ones that cover ``low_res`` codes beginning at code edge
-    ``origin``.
+def axis(painted: int, low_res: float, *, origin: float = 0.0) -> Axis:
+    """The ``painted`` pixels that cover ``low_res`` codes beginning at code edge ``origin``.
 
     ``origin`` and ``low_res`` may be fractions: a window of the image is painted with them. Computed in float64, since
     float32 no longer tells neighbouring pixels apart at sixty thousand a side.
     """
     step = low_res / painted
-    numbers = torch.arange(start, painted if stop is None else stop, dtype=torch.float64)
+    numbers = torch.arange(painted, dtype=torch.float64)
     return Axis(origin + (numbers + 0.5) * step - 0.5, 2 * step)
 
 

@@ -196,6 +196,7 @@ class Draw(NamedTuple):
     truths: Tensor  # (B, H, W, 3) uint8; what lies beyond a sample's size is padding
     sizes: list[Size]  # of the parts of ``truths`` that count
     sides: list[int]  # resized: pixels a side of each sample's truth
+    extent: Tensor  # (B, 2) int64, of what is asked for: ``sizes``, or those they are resized to
     uniform: Tensor | None  # (B, Q) float32 in [0, 1): where in its stretch of pixels a query lies; None asks all
 
 
@@ -243,24 +244,29 @@ class Sampler:
             sides.append(side)
             if rule.queries:
                 uniform.append(draw.random(rule.queries, dtype=np.float32))
-        return Draw(truths, sizes, sides, torch.from_numpy(np.stack(uniform)) if uniform else None)
+        asked = [(rule.truth_side or side,) * 2 for side in sides] if rule.kind == "resized" else sizes
+        extent = torch.tensor(asked)
+        places = torch.from_numpy(np.stack(uniform)) if uniform else None
+        if pin:
+            extent, places = extent.pin_memory(), places if places is None else places.pin_memory()
+        return Draw(truths, sizes, sides, extent, places)
 
     def finish(self, drawn: Draw, device: torch.device) -> Batch:
         """The device's part of a batch."""
         rule = self.rule
+        # Nothing in here makes the host wait for a GPU: what it needs from the host comes from pinned memory.
         truths = drawn.truths.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
-        sizes = drawn.sizes
+        extent = drawn.extent.to(device, non_blocking=True)
         if rule.kind == "picture":  # nothing is encoded
             low_res = torch.zeros(len(truths), 3, 1, 1, device=device)
         else:
-            low_res = bicubic_reduce_batch(truths, [height for height, _ in sizes], rule.low_res_side) / 255
+            low_res = bicubic_reduce_batch(truths, [height for height, _ in drawn.sizes], rule.low_res_side) / 255
         if rule.kind == "resized":
-            truths, sizes = _resized(truths, drawn.sides, rule.truth_side)
-        extent = torch.tensor(sizes, device=device)  # (B, 2)
-        row, column = _places(extent, drawn.uniform)
+            truths = _resized(truths, drawn.sides, rule.truth_side)
+        row, column = _places(extent, drawn.uniform, int(drawn.extent[0].prod()))
         values = truths.flatten(2).gather(2, (row * truths.shape[-1] + column)[:, None].expand(-1, 3, -1))
         coords = (2 * torch.stack([row, column], dim=-1) + 1) / extent[:, None] - 1
-        cell = 2 * torch.tensor(low_res.shape[-2:], device=device) / extent
+        cell = 2 * low_res.shape[-1] / extent  # low_res is square
         return Batch(low_res, coords.float(), cell.float(), values.permute(0, 2, 1).float() / 255)
 
     def _truth(self, draw: np.random.Generator) -> tuple[np.ndarray, int]:
@@ -300,8 +306,9 @@ def _detail(crop: np.ndarray) -> float:
     return float(np.abs(np.diff(green, axis=0)).mean() + np.abs(np.diff(green, axis=1)).mean())
 
 
-def _places(extent: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Rows and columns, (B, Q), of the pixels asked in samples of ``extent`` (B, 2).
+def _places(extent: Tensor, uniform: Tensor | None, pixels: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns, (B, Q), of the pixels asked in samples of ``extent`` (B, 2); all of them, ``pixels`` in every
+    sample, where nothing is drawn.
 
     One pixel out of each of Q equal stretches of a sample's pixels, row by row. Each pixel is as likely as any other,
     and where there are as many queries as pixels every one is asked exactly once, as drawing without replacement has
@@ -309,7 +316,7 @@ def _places(extent: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
     """
     count = extent.prod(dim=1, keepdim=True)
     if uniform is None:
-        pixel = torch.arange(int(count[0]), device=extent.device).expand(len(extent), -1)
+        pixel = torch.arange(pixels, device=extent.device).expand(len(extent), -1)
     else:
         number = torch.arange(uniform.shape[1], device=extent.device)
         drawn = uniform.to(extent.device, non_blocking=True)
@@ -320,7 +327,7 @@ def _places(extent: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
     return pixel // extent[:, 1:], pixel % extent[:, 1:]
 
 
-def _resized(truths: Tensor, sides: Sequence[int], truth_side: int) -> tuple[Tensor, list[Size]]:
+def _resized(truths: Tensor, sides: Sequence[int], truth_side: int) -> Tensor:
     """Reduce each truth to its own side and, with ``truth_side``, enlarge it again: levels in float, padded."""
     full = truths.shape[-1]
     final = [truth_side or side for side in sides]
@@ -330,4 +337,4 @@ def _resized(truths: Tensor, sides: Sequence[int], truth_side: int) -> tuple[Ten
         if truth_side and truth_side != side:
             reduced = bicubic_reduce_batch(reduced.to(torch.uint8), [side], truth_side)
         out[place, :, : final[place], : final[place]] = reduced[0]
-    return out, [(side, side) for side in final]
+    return out

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,9 @@ import torch.distributed
 from torch import Tensor
 
 from liif_cli.errors import UsageError
+
+# All wait while the first decodes the pictures or scores the model.
+PATIENCE = timedelta(hours=4)
 
 
 class Processes(NamedTuple):
@@ -67,7 +71,9 @@ def joined(processes: Processes, device: torch.device) -> Iterator[None]:
     if processes.world == 1:
         yield
         return
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch import Tensor
 from liif_cli import coords
 from liif_cli.errors import InputError, MemoryBudgetError
 from liif_cli.models import Field, Model, Window
+from liif_cli.models.base import memory_format
 from liif_cli.resize import BandResampler
 
 Array = NDArray[Any]
@@ -37,6 +39,10 @@ BAND_PIXELS = 2**20
 GPU_BAND_PIXELS = 2**24
 # Tiles of a band painted by one thread: wide enough that reading the codes costs nothing beside painting them.
 TILE_COLUMNS = 512
+# What a painter works in: on a CPU each thread's blocks and tables, on a GPU four hidden states of a block of 2**18
+# pixels, 256 wide.
+CPU_PAINTER_BYTES = 24 * MIB
+GPU_PAINTER_VALUES = 2**28
 # Sides of the encoder's tiles, the halo not counted. Below the least, a tile is mostly halo.
 LARGEST_TILE, LEAST_TILE = 1024, 16
 GPU_LARGEST_TILE = 2048
@@ -51,6 +57,20 @@ class Box(NamedTuple):
     left: float
     bottom: float
     right: float
+
+
+class Region(NamedTuple):
+    """Whole pixels of an image."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def contains(self, other: Region) -> bool:
+        """Whether all of another region lies in this one."""
+        rows = self.top <= other.top and other.bottom <= self.bottom
+        return rows and self.left <= other.left and other.right <= self.right
 
 
 class View(NamedTuple):
@@ -85,7 +105,7 @@ class Plan(NamedTuple):
     tile_px: int  # side of an encoder tile, without its halo
     code_rows: int  # rows of codes folded at once
     band_rows: int  # painted rows of a band
-    hold_features: bool  # whether the whole image's features stay in memory after they were computed
+    hold_features: bool  # whether all features that a painting needs stay in memory after they were computed
 
     def halved(self) -> Plan | None:
         """The next smaller plan, or None below the floor."""
@@ -141,10 +161,10 @@ class Costs(NamedTuple):
     feature: int  # features of an input pixel
     code: int  # folded codes of an input pixel
     painted: int  # a painted pixel of a band
-    fixed: int  # the network's weights and the threads' working sets
+    fixed: int  # the network's weights and the painters' working sets
 
 
-def costs(model: Model, dtype: torch.dtype, threads: int) -> Costs:
+def costs(model: Model, dtype: torch.dtype, threads: int, *, gpu: bool) -> Costs:
     """The model of bytes a plan is made with."""
     element = dtype.itemsize
     encoder = model.encoder
@@ -156,34 +176,45 @@ def costs(model: Model, dtype: torch.dtype, threads: int) -> Costs:
         feature=encoder.out_dim * scale * scale * element,
         code=model.code_values * element * 2,  # the codes, and the copy a convolution writes before it
         painted=3 * FLOAT_BYTES * 3,  # the band, the one before it on its way out, and the rounding of it
-        fixed=2 * weights + threads * 24 * MIB,
+        fixed=2 * weights + (GPU_PAINTER_VALUES * element if gpu else threads * CPU_PAINTER_BYTES),
     )
 
 
 def make_plan(
-    model: Model, dtype: torch.dtype, task: Task, budget_bytes: int, *, gpu: bool, threads: int, views: int = 1
+    model: Model,
+    dtype: torch.dtype,
+    task: Task,
+    budget_bytes: int,
+    *,
+    gpu: bool,
+    threads: int,
+    views: int = 1,
+    hold_image: bool = False,
 ) -> Plan:
-    """Turn a budget into a plan. Features and codes are held for each of so many ``views``.
+    """Turn a budget into a plan. Features and codes are held for each of so many ``views``; with ``hold_image`` not
+    the features of the box alone are worth holding, but those of the whole image.
 
     Raises MemoryBudgetError, naming the numbers, where even the smallest plan needs more.
     """
-    price = costs(model, dtype, threads)
+    price = costs(model, dtype, threads, gpu=gpu)
     halo = model.encoder.halo_px
     width = min(task.image[1], math.ceil(task.box.right) - math.floor(task.box.left) + 4)
     height = min(task.image[0], math.ceil(task.box.bottom) - math.floor(task.box.top) + 4)
+    held = task.image if hold_image else (height, width)
     ratio = task.painted[0] / (task.box.bottom - task.box.top)
     # Where painted rows become more rows of output, a band is as large as what it becomes.
     row_pixels = max(task.painted[1], -(-task.output[1] * task.output[0] // task.painted[0]))
 
     def needed(plan: Plan) -> int:
-        tile = (min(plan.tile_px, height) + 2 * halo) * (min(plan.tile_px, width) + 2 * halo)
+        encoded = held if plan.hold_features else (height, width)
+        tile = (min(plan.tile_px, encoded[0]) + 2 * halo) * (min(plan.tile_px, encoded[1]) + 2 * halo)
         rows = min(plan.code_rows + 3, height)
-        features = height if plan.hold_features else rows
+        features = held[0] * held[1] if plan.hold_features else rows * width
         band = min(plan.band_rows, math.ceil(plan.code_rows * ratio))
         return (
             price.fixed
             + tile * price.tile_px
-            + views * features * width * price.feature
+            + views * features * price.feature
             + views * rows * width * price.code
             + band * row_pixels * price.painted
         )
@@ -231,15 +262,22 @@ class Engine:
         farthest: float = math.inf,
     ) -> None:
         self.farthest = farthest  # see make_task; by default the network is asked for every pixel, as in the paper
+        dtype = torch.float32 if model.needs_float32 else dtype
         self.model = model.to(device=device, dtype=dtype).eval()
-        if device.type != "mps":
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = self.model.to(memory_format=memory_format(device))  # type: ignore[call-overload]
         self.device = device
         self.dtype = dtype
         self.budget_bytes = budget_bytes
         # On a CPU each thread paints its own tile with operations that stay in its core's cache, which beats sharing
         # out every operation; a GPU is kept busy by one.
         self.threads = torch.get_num_threads() if device.type == "cpu" else 1
+
+    def exact(self) -> AbstractContextManager[None]:
+        """Where convolutions in float32 are that, and not in the ten bits that GPUs may take for it."""
+        if self.device.type == "cuda" and self.dtype == torch.float32:
+            flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+            return flags
+        return nullcontext()
 
     def bands(self, image: Array, output: Size, box: Box | None = None) -> Generator[Array, None, None]:
         """Paint ``image``, (H, W, 3) of uint8, uint16 or float in [0, 1], to ``output`` size, in bands.
@@ -250,21 +288,27 @@ class Engine:
         """
         yield from self.open(image).bands(output, box)
 
-    def open(self, image: Array, *, ensemble: bool = False) -> Encoded:
-        """Get an image ready to be painted from, once or many times.
+    def open(self, image: Array, *, ensemble: bool = False, again: bool = False, layers: int = 1) -> Encoded:
+        """Get an image ready to be painted from.
 
-        With ``ensemble`` it is painted as seen in eight ways, turned over and transposed, and the answers are averaged
-        (the "geometric self-ensemble" of EDSR): eight times the work for 0.17 dB at x2 and 0.13 dB at x4 (Set5, bundled
+        With ``again``, which says that more windows than one will be painted, all of it is encoded, once, where the
+        budget allows; otherwise what the window needs. ``layers`` is how many images share the budget. With
+        ``ensemble`` it is painted as seen in eight ways, turned over and transposed, and the answers are averaged (the
+        "geometric self-ensemble" of EDSR): eight times the work for 0.17 dB at x2 and 0.13 dB at x4 (Set5, bundled
         model).
         """
-        return Encoded(self, image, ALL_VIEWS if ensemble else PLAIN)
+        return Encoded(self, image, ALL_VIEWS if ensemble else PLAIN, again=again, layers=layers)
 
 
 class Encoded:
     """An image ready to be painted from."""
 
-    def __init__(self, engine: Engine, image: Array, views: Sequence[View] = PLAIN) -> None:
+    def __init__(
+        self, engine: Engine, image: Array, views: Sequence[View] = PLAIN, *, again: bool = False, layers: int = 1
+    ) -> None:
         self.engine = engine
+        self.again = again
+        self.layers = layers
         self.size: Size = (image.shape[0], image.shape[1])
         self.views = [(view, _Features(engine, view.of_image(image))) for view in views]
 
@@ -272,10 +316,15 @@ class Encoded:
         """As :meth:`Engine.bands`."""
         engine = self.engine
         task = make_task(engine.model, self.size, output, box, engine.farthest)
-        gpu = engine.device.type != "cpu"
-        views = len(self.views)
         plan = make_plan(
-            engine.model, engine.dtype, task, engine.budget_bytes, gpu=gpu, threads=engine.threads, views=views
+            engine.model,
+            engine.dtype,
+            task,
+            engine.budget_bytes // self.layers,
+            gpu=engine.device.type != "cpu",
+            threads=engine.threads,
+            views=len(self.views),
+            hold_image=self.again,
         )
         painted = _Painting(self, task, plan).bands()
         if task.painted == task.output:
@@ -295,22 +344,26 @@ class _Features:
         self.engine = engine
         self.image = image
         self.size: Size = (image.shape[0], image.shape[1])
-        self._features: Tensor | None = None
+        self._held: tuple[Region, Tensor] | None = None
 
     def forget(self) -> None:
         """Let go of what is held."""
-        self._features = None
+        self._held = None
 
     @torch.inference_mode()
-    def of(self, top: int, bottom: int, left: int, right: int, plan: Plan) -> Tensor:
-        """Features of a rectangle of the image, (1, C, h, w), encoded in tiles with the halo around them."""
-        if self._features is None:
-            height, width = self.image.shape[:2]
+    def of(self, region: Region, worth_holding: Region, plan: Plan) -> Tensor:
+        """Features of a region of the image, (1, C, h, w), encoded in tiles with the halo around them; cut from those
+        of the region that is worth holding, where the plan allows to."""
+        if self._held is None or not self._held[0].contains(region):
             if not plan.hold_features:
-                return self._encode(top, bottom, left, right, plan.tile_px)
-            self._features = self._encode(0, height, 0, width, plan.tile_px)
+                return self._encode(*region, plan.tile_px)
+            self._held = None  # before the next one is made
+            self._held = worth_holding, self._encode(*worth_holding, plan.tile_px)
+        (top, _, left, _), features = self._held
         scale = self.engine.model.encoder.scale
-        return self._features[..., top * scale : bottom * scale, left * scale : right * scale]
+        rows = slice((region.top - top) * scale, (region.bottom - top) * scale)
+        columns = slice((region.left - left) * scale, (region.right - left) * scale)
+        return features[..., rows, columns]
 
     def _encode(self, top: int, bottom: int, left: int, right: int, tile: int) -> Tensor:
         engine = self.engine
@@ -322,7 +375,7 @@ class _Features:
             (1, encoder.out_dim, (bottom - top) * scale, (right - left) * scale),
             dtype=engine.dtype,
             device=engine.device,
-            memory_format=torch.channels_last,
+            memory_format=memory_format(engine.device),
         )
         for y in range(top, bottom, tile):
             for x in range(left, right, tile):
@@ -369,26 +422,32 @@ class _Painting:
     def bands(self) -> Iterator[Array]:
         done = 0
         threads = self.engine.threads
-        with ThreadPoolExecutor(threads, initializer=_one_thread) as pool:
-            while done < self.task.painted[0]:
-                failed = False
-                try:
-                    for band in self._code_band(done, pool):
-                        yield band
-                        done += len(band)
-                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                    if not _is_out_of_memory(error):
-                        raise
-                    failed = True
-                # Outside the handler, whose traceback would keep the failed band's tensors alive.
-                if failed:
-                    self._shrink()
+        try:
+            with ThreadPoolExecutor(threads, initializer=_one_thread) as pool:
+                while done < self.task.painted[0]:
+                    failed = False
+                    try:
+                        for band in self._code_band(done, pool):
+                            yield band
+                            done += len(band)
+                    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                        if not _is_out_of_memory(error):
+                            raise
+                        failed = True
+                    # Outside the handler, whose traceback would keep the failed band's tensors alive.
+                    if failed:
+                        self._shrink()
+        finally:
+            if threads > 1:  # what the painting threads set for themselves has become the default of threads to come
+                torch.set_num_threads(threads)
 
     def _shrink(self) -> None:
         for _, features in self.source.views:
             features.forget()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
+        elif self.engine.device.type == "mps":
+            torch.mps.empty_cache()
         smaller = self.plan.halved()
         if smaller is None:
             raise MemoryBudgetError(
@@ -397,24 +456,32 @@ class _Painting:
             )
         self.plan = smaller
 
-    @torch.inference_mode()
-    def _fold(self, features: _Features, rows: coords.Axis, columns: coords.Axis) -> Field:
+    def _region(self, size: Size, rows: coords.Axis, columns: coords.Axis) -> Region:
         """The codes that a rectangle is painted from, with the neighbours that folding them needs."""
-        model, (height, width) = self.engine.model, features.size
-        top, bottom = _codes_around(rows, height, model.fold_px)
-        left, right = _codes_around(columns, width, model.fold_px)
-        cell = torch.tensor([rows.cell, columns.cell], device=self.engine.device)
-        return model.fold(features.of(top, bottom, left, right, self.plan), cell, Window(top, left, features.size))
+        margin = self.engine.model.fold_px
+        return Region(*_codes_around(rows, size[0], margin), *_codes_around(columns, size[1], margin))
+
+    @torch.inference_mode()
+    def _fold(self, view: View, features: _Features, rows: coords.Axis) -> Field:
+        """The field that some of the painted rows are painted from."""
+        size = features.size
+        seen = view.of_axes(rows, self.columns, size)
+        if self.source.again:
+            worth_holding = Region(0, size[0], 0, size[1])
+        else:
+            worth_holding = self._region(size, *view.of_axes(self.rows, self.columns, size))
+        region = self._region(size, *seen)
+        cell = torch.tensor([axis.cell for axis in seen], device=self.engine.device)
+        with self.engine.exact():
+            codes = features.of(region, worth_holding, self.plan)
+            return self.engine.model.fold(codes, cell, Window(region.top, region.left, size))
 
     def _code_band(self, start: int, pool: ThreadPoolExecutor) -> Iterator[Array]:
         """Paint the rows from ``start`` on that belong to the next ``code_rows`` rows of codes."""
         first = int(self.row_code[start])
         stop = int(torch.searchsorted(self.row_code, first + self.plan.code_rows))
         band_rows = self.rows._replace(position=self.rows.position[start:stop])
-        seen = [
-            (view, features.size, self._fold(features, *view.of_axes(band_rows, self.columns, features.size)))
-            for view, features in self.source.views
-        ]
+        seen = [(view, features.size, self._fold(view, features, band_rows)) for view, features in self.source.views]
         step = min(self.plan.band_rows, stop - start)
         pending: _OnItsWay | None = None
         for top in range(start, stop, step):
@@ -423,10 +490,10 @@ class _Painting:
             for view, size, field in seen:
                 painted = self._paint(field, *view.of_axes(rows, self.columns, size), pool)
                 painted = painted.transpose(0, 1) if view.transposed else painted
-                band = painted if band is None else band.add_(painted)
+                band = painted if band is None else band + painted  # not in place: they are inference tensors
             assert band is not None
             # A GPU paints the next band while this one travels.
-            following = _OnItsWay(band if len(seen) == 1 else band.div_(len(seen)))
+            following = _OnItsWay(band if len(seen) == 1 else band / len(seen))
             if pending is not None:
                 yield pending.arrived()
             pending = following
@@ -476,7 +543,7 @@ class _OnItsWay:
         self._host = torch.empty(band.shape, dtype=band.dtype, pin_memory=True)
         self._host.copy_(band, non_blocking=True)
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._event.record()
+        self._event.record(torch.cuda.current_stream(band.device))
 
     def arrived(self) -> Array:
         if self._event is not None:
@@ -490,4 +557,5 @@ def _one_thread() -> None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "out of memory")  # a CPU's, and those of MPS and of pinned memory
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in str(error) for part in words)

@@ -2,8 +2,9 @@
 
     methods (models through the engine, interpolation kernels)  x  data sets  x  scales  ->  scores  ->  rows of means
 
-Models paint through the same engine as `liif upscale`, so what is scored is what a user gets, before its rounding to
-8 bits. While a picture is painted the one before is scored and the next pair is read, each in its own thread.
+Models paint through the same engine as `liif upscale --direct`, so what is scored is what a user gets, before its
+rounding to 8 bits. While a picture is painted the one before is scored and the next pair is read, each in its own
+thread: the time and the memory of painting hold a little of theirs.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ from liif_cli.distributed import Processes
 from liif_cli.errors import LiifError, ModelError, UsageError
 from liif_cli.files import atomic_path, cannot_write
 from liif_cli.models import Model, build
+from liif_cli.models.base import memory_format
 from liif_cli.models.encoders.edsr import ResidualBlock
 from liif_cli.models.encoders.rcan import AttentionBlock
 from liif_cli.optim import make_optimiser, set_rates
@@ -121,13 +122,12 @@ def start_gently(model: Model, size: float) -> None:
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     """What the network computes in beside float32; None for nothing. "auto" is bfloat16 where it is faster."""
     if precision == "auto":
-        has = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_prefers_bfloat16(device)
-        return torch.bfloat16 if has else None
+        if device.type == "cuda":
+            faster = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            faster = device.type == "cpu" and choose_precision("auto", device) == torch.bfloat16
+        return torch.bfloat16 if faster else None
     return torch.bfloat16 if precision == "bfloat16" else None
-
-
-def _cpu_prefers_bfloat16(device: torch.device) -> bool:
-    return device.type == "cpu" and choose_precision("auto", device) == torch.bfloat16
 
 
 class Answers(nn.Module):
@@ -139,7 +139,7 @@ class Answers(nn.Module):
 
     def forward(self, low_res: Tensor, coords: Tensor, cell: Tensor) -> Tensor:
         """(B, 3, h, w), (B, Q, 2), (B, 2) to (B, Q, 3)."""
-        low_res = low_res.contiguous(memory_format=torch.channels_last)
+        low_res = low_res.contiguous(memory_format=memory_format(low_res.device))
         return self.model.fold(self.model.encode(low_res), cell).query(coords)
 
 
@@ -169,11 +169,10 @@ class Trainer:
             raise UsageError(
                 f"accumulate = {self.parts}: a process's {len(self.numbers)} samples do not divide into so many parts"
             )
-        self.dtype = autocast_type(config.precision, device)
         torch.manual_seed(config.seed)
         self.model = build(config.model).to(device)
-        if device.type != "mps":  # convolutions are a third faster so, in bfloat16 on a CPU and on GPUs
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dtype = None if self.model.needs_float32 else autocast_type(config.precision, device)
+        self.model = self.model.to(memory_format=memory_format(device))  # type: ignore[call-overload]
         start_gently(self.model, config.residual_start)
         self.optimiser = make_optimiser(self.model, config.optimiser)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -191,7 +190,8 @@ class Trainer:
             network = _Compiled(network, self.watcher)
         if self.processes.world > 1:
             ids = [self.device] if self.device.type == "cuda" else None
-            network = nn.parallel.DistributedDataParallel(network, device_ids=ids)
+            # The only buffers are constants.
+            network = nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
         return network
 
     def start_from(self, source: checkpoint.Checkpoint, where: str) -> None:
@@ -293,6 +293,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
+            "scores": self.scores,
             "pictures": self._pictures(),
         }
         with atomic_path(run / STATE, overwrite=True) as temporary:
@@ -322,6 +323,7 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.average, self.iteration, self.skipped = state["average"], state["iteration"], state["skipped"]
+            self.scores = state.get("scores", {})
             same_pictures = state.get("pictures") == self._pictures()
         except (OSError, KeyError, ValueError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
@@ -354,6 +356,11 @@ class _Compiled(nn.Module):
             return cast(Tensor, self._call(*arguments))
         try:
             answers = self._call(*arguments)
+            if torch.is_grad_enabled():  # the way back is compiled when it is first gone; not by way of DDP's hooks
+                torch.autograd.grad(answers.float().sum(), list(self.module.parameters()), allow_unused=True)
+                answers = self._call(*arguments)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a compiler may raise; the plain module tells what is really wrong
             self._watcher.note(f"torch.compile does not work here ({type(error).__name__}); going on without it")
             self._call = self.module
@@ -403,9 +410,10 @@ def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = N
             # All processes stop at the same step; to agree, GPUs would have to wait for one another.
             together = on_cpu or processes.world == 1 or iteration % config.log_every == 0
             stop = together and processes.any(bool(asked), trainer.device)
+            if stop or last or iteration % config.save_every == 0:
+                trainer.save(run)  # before the scores, which may fail
             if validator is not None and (last or (every and iteration % every == 0)) and not stop:
                 log.scores(validator, run)
-            if stop or last or iteration % config.save_every == 0:
                 trainer.save(run)
             if stop and not last:
                 return asked[0] if asked else signal.SIGTERM

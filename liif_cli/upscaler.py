@@ -155,11 +155,11 @@ class Upscaler:
         Returns what was given: a PIL image for a PIL image, an array of the same type and number of channels for an
         array.
         """
-        return self.encode(image, ensemble=ensemble).render(scale, size=size, box=box)
+        return PictureField(self, image, ensemble=ensemble, again=False).render(scale, size=size, box=box)
 
     def encode(self, image: Any, *, ensemble: bool = False) -> PictureField:
         """Encode an image once, to paint from it as often as wanted."""
-        return PictureField(self, image, ensemble)
+        return PictureField(self, image, ensemble=ensemble)
 
     def working_bytes(self) -> int:
         """What the engine may use now: the limit given, or a share of what is free on the device."""
@@ -167,18 +167,21 @@ class Upscaler:
             return self.memory_bytes
         return min(MOST_BYTES, int(free_bytes(self.device) * FREE_SHARE))
 
-    def open(self, picture: Picture, budget_bytes: int | None = None, *, ensemble: bool = False) -> OpenPicture:
-        """Get a picture ready to be painted from within a budget."""
+    def open(
+        self, picture: Picture, budget_bytes: int | None = None, *, ensemble: bool = False, again: bool = False
+    ) -> OpenPicture:
+        """Get a picture ready to be painted from within a budget; ``again`` if more than one window will be."""
         self._engine.budget_bytes = self.working_bytes() if budget_bytes is None else budget_bytes
-        return OpenPicture(self._engine, picture, ensemble)
+        return OpenPicture(self._engine, picture, ensemble=ensemble, again=again)
 
 
 class OpenPicture:
     """A picture whose layers (colour, and alpha where it varies) are ready to be painted."""
 
-    def __init__(self, engine: Engine, picture: Picture, ensemble: bool = False) -> None:
+    def __init__(self, engine: Engine, picture: Picture, *, ensemble: bool = False, again: bool = False) -> None:
         self.picture = picture
-        self._layers = [engine.open(layer, ensemble=ensemble) for layer in layers(picture)]
+        images = layers(picture)
+        self._layers = [engine.open(image, ensemble=ensemble, again=again, layers=len(images)) for image in images]
 
     def bands(self, size: Size, box: Box | None = None) -> Generator[np.ndarray, None, None]:
         """Yield the rows of the output, (h, W, C) in the picture's own type, top to bottom."""
@@ -206,9 +209,9 @@ class OpenPicture:
 class PictureField:
     """An encoded image: paint any window of it at any size."""
 
-    def __init__(self, upscaler: Upscaler, image: Any, ensemble: bool = False) -> None:
+    def __init__(self, upscaler: Upscaler, image: Any, *, ensemble: bool = False, again: bool = True) -> None:
         self._picture, self._restore = _as_picture(image)
-        self._open = upscaler.open(self._picture, ensemble=ensemble)
+        self._open = upscaler.open(self._picture, ensemble=ensemble, again=again)
 
     def render(
         self,
@@ -289,7 +292,9 @@ def parse_memory(text: str | int) -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on a device, within the limit of a container where there is one."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch keeps for the next allocation is free as well.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     free = int(psutil.virtual_memory().available)
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()

@@ -49,7 +49,22 @@ class Validator:
         files = image_files(folder)
         self.config = config
         self.name = Path(folder).stem
-        self.pictures = [_middle(read_rgb(path), config.crop) for path in files[: config.pictures or None]]
+        self.pictures = [self._picture(path) for path in files[: config.pictures or None]]
+
+    def _picture(self, path: Path) -> np.ndarray:
+        picture = _middle(read_rgb(path), self.config.crop)
+        height, width = picture.shape[:2]
+        for scale in self.config.scales:
+            left = min(painted_size(low_res_size((height, width), scale), scale)) - 2 * self._border(scale)
+            if left < 1:
+                raise InputError(
+                    f"{path}: {width}x{height} leaves nothing to score at x{scale:g} without the border of"
+                    f" {self._border(scale)} pixels; take it out, or set smaller validation.scales"
+                )
+        return picture
+
+    def _border(self, scale: float) -> int:
+        return PROTOCOL.shave(scale, rgb_set=self.config.channel == "rgb")
 
     def scores(self, model: Model, device: torch.device) -> Scores:
         """Score a model in float32. The model is moved to the device and stays there."""
@@ -57,9 +72,8 @@ class Validator:
         channel = cast(Channel, self.config.channel)
         means = {}
         for scale in self.config.scales:
-            border = PROTOCOL.shave(scale, rgb_set=channel == "rgb")
             values = [
-                psnr(paint(engine, low_res, high_res), high_res, border=border, channel=channel)
+                psnr(paint(engine, low_res, high_res), high_res, border=self._border(scale), channel=channel)
                 for low_res, high_res, _ in (pair(picture, scale) for picture in self.pictures)
             ]
             means[f"x{scale:g}"] = float(np.mean(values))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -107,13 +108,79 @@ def test_a_window_is_a_part_of_the_whole(name):
 
 def test_a_picture_is_encoded_once_for_many_windows(monkeypatch):
     engine = make("liif")
-    encoded = engine.open(picture(16, 16))
+    encoded = engine.open(picture(16, 16), again=True)
     calls = []
     encode = engine.model.encode
     monkeypatch.setattr(engine.model, "encode", lambda image: calls.append(1) or encode(image))
     for top in range(4):
         np.concatenate(list(encoded.bands((40, 40), Box(top, 0, top + 8, 8))))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("budget", [AMPLE, 2**26])
+def test_of_one_window_no_more_is_encoded_than_it_needs(budget, monkeypatch):
+    engine = make("liif", budget)
+    seen = []
+    encode = engine.model.encode
+    monkeypatch.setattr(engine.model, "encode", lambda image: seen.append(image[0, 0].numel()) or encode(image))
+    window = paint(engine, picture(300, 400), (20, 24), Box(100, 200, 110, 212))
+    halo = engine.model.encoder.halo_px
+    assert sum(seen) <= (10 + 4 + 2 * halo) * (12 + 4 + 2 * halo)
+    whole = engine.open(picture(300, 400), again=True)
+    assert np.abs(window - np.concatenate(list(whole.bands((20, 24), Box(100, 200, 110, 212))))).max() <= 1e-5
+
+
+def test_holding_a_whole_picture_for_many_windows_is_priced_as_such():
+    engine = make("liif")
+    task = rooms.make_task(engine.model, (4000, 4000), (40, 40), Box(0, 0, 10, 10))
+    options = {"gpu": False, "threads": 1}
+    assert rooms.make_plan(engine.model, torch.float32, task, 2**28, **options).hold_features
+    assert not rooms.make_plan(engine.model, torch.float32, task, 2**28, **options, hold_image=True).hold_features
+    assert rooms.make_plan(engine.model, torch.float32, task, 2**32, **options, hold_image=True).hold_features
+
+
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_one_thread_paints_what_many_do(ensemble):
+    engine, alone = make("liif"), make("liif")
+    engine.threads, alone.threads = 3, 1
+    pixels = picture(11, 17)
+    expected = np.concatenate(list(engine.open(pixels, ensemble=ensemble).bands((29, 40))))
+    got = np.concatenate(list(alone.open(pixels, ensemble=ensemble).bands((29, 40))))
+    assert np.abs(got - expected).max() <= 1e-5
+
+
+def test_painting_leaves_other_threads_as_many_threads_as_they_had():
+    engine = make("liif")
+    before, engine.threads = torch.get_num_threads(), 2
+    torch.set_num_threads(2)
+    try:
+        paint(engine, picture(9, 9), (20, 20))
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_layers_that_are_painted_at_once_share_the_budget(monkeypatch):
+    engine = make("liif", 2**28)
+    budgets = []
+    plan = rooms.make_plan
+    monkeypatch.setattr(rooms, "make_plan", lambda *args, **options: budgets.append(args[3]) or plan(*args, **options))
+    for layers in (1, 2):
+        list(engine.open(picture(9, 9), layers=layers).bands((18, 18)))
+    assert budgets == [2**28, 2**27]
+
+
+def test_a_siren_is_painted_in_float32_whatever_is_asked_for():
+    spec = {"name": "siren", "args": {"hidden_list": [8]}}
+    engine = Engine(build(spec), CPU, torch.bfloat16, AMPLE)
+    assert engine.dtype == torch.float32
+    assert paint(engine, picture(9, 9), (18, 18)).dtype == np.float32
+
+
+@pytest.mark.parametrize("words", ["MPS backend out of memory (MPS allocated: 7 GB)", "CUDA error: out of memory"])
+def test_other_devices_words_for_lack_of_memory_are_known(words):
+    assert rooms._is_out_of_memory(RuntimeError(words))
 
 
 @pytest.mark.parametrize("name", ["liif", "single x2"])

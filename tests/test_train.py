@@ -18,7 +18,7 @@ from liif_cli import checkpoint
 from liif_cli.cli import app
 from liif_cli.config import Schedule, Validation, load_train, presets
 from liif_cli.data import open_store
-from liif_cli.errors import ModelError, UsageError
+from liif_cli.errors import InputError, ModelError, UsageError
 from liif_cli.train import CONFIG, LOG, SAMPLE, STATE, VALIDATION, Trainer, TrainingError, rate_factor, run_training
 from liif_cli.validate import Validator
 
@@ -311,6 +311,29 @@ def test_validation_scores_by_the_protocol_and_shows_a_crop(store, photographs, 
     assert facts["training"]["iteration"] == 4
     with Image.open(tmp_path / SAMPLE) as sample:
         assert sample.size == (3 * 70 + 8, 60)  # the largest scale: 28 x 24 pixels, enlarged
+
+
+def test_a_picture_that_leaves_nothing_to_score_is_refused_before_any_training(photographs, tmp_path):
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "icon.png")
+    with pytest.raises(InputError, match=r"icon\.png: 20x20 leaves nothing to score at x3"):
+        Validator(tmp_path, Validation())
+
+
+def test_a_run_is_saved_before_its_scores_which_may_fail(store, photographs, tmp_path, monkeypatch):
+    config = tiny("iterations=2", "validation.scales=[2]")
+    validator = Validator(photographs, config.validation)
+    monkeypatch.setattr(validator, "scores", lambda *_: (_ for _ in ()).throw(InputError("lost")))
+    with pytest.raises(InputError, match="lost"):
+        run_training(Trainer(config, store, CPU), tmp_path, validator=validator)
+    assert checkpoint.read(tmp_path).facts["training"]["iteration"] == 2
+
+
+def test_a_resumed_run_keeps_its_scores(store, photographs, tmp_path):
+    config = tiny("iterations=2", "validation.scales=[2]")
+    run_training(Trainer(config, store, CPU), tmp_path, validator=Validator(photographs, config.validation))
+    again = Trainer(config, store, CPU)
+    again.resume(tmp_path)
+    assert list(again.exported().facts["scores"][photographs.stem]) == ["x2"]
 
 
 def test_validation_of_bicubic_is_what_the_metrics_say(photographs):

@@ -65,7 +65,7 @@ def compose(picture: Picture, bands: list[Array]) -> Array:
     picture's type: clamped, then `floor(value * greatest + 0.5)`; float pictures are clamped only. A pure grey
     picture comes out pure grey, a constant alpha exactly as it was.
     """
-    colour = bands[0].astype(np.float32)
+    colour = bands[0].astype(np.float32, copy=False)
     if picture.is_neutral:
         colour = colour.mean(axis=2, keepdims=True)
     dtype = picture.pixels.dtype
@@ -74,7 +74,7 @@ def compose(picture: Picture, bands: list[Array]) -> Array:
     if picture.constant_alpha is not None:
         out[..., -1] = picture.constant_alpha
     elif picture.has_alpha:
-        out[..., -1] = _quantise(bands[1].astype(np.float32).mean(axis=2), dtype)
+        out[..., -1] = _quantise(bands[1].astype(np.float32, copy=False).mean(axis=2), dtype)
     shades[...] = _quantise(colour, dtype)
     return out
 

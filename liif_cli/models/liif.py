@@ -5,12 +5,10 @@ The paper asks, for each query and each of the four latent codes around it, an M
 cell]`` and blends the answers. Nothing in that needs a 576-channel map:
 
 * The first layer is linear, ``W [unfold(features), relative, cell] + b``. Its feature part is a 3x3 convolution, its
-  cell part a
-  constant of the image, so ``z = conv3x3(features) + Wc cell + b`` is computed once a code and a query's first hidden
-  layer is ``relu(z[code] + Wr relative)``.
+  cell part a constant of the image, so ``z = conv3x3(features) + Wc cell + b`` is computed once a code and a query's
+  first hidden layer is ``relu(z[code] + Wr relative)``.
 * The last layer is linear too and the weights of the ensemble add up to one, so the four codes' hidden states are
-  blended
-  *before* it.
+  blended *before* it.
 * On a regular grid ``Wr relative`` is a part of the row plus a part of the column: two small tables.
 """
 
@@ -25,7 +23,7 @@ from torch import Tensor, nn
 
 from liif_cli.coords import Axis, Corners, corners, to_low_res
 from liif_cli.errors import ModelError
-from liif_cli.models.base import Field, Model, Window, whole_window
+from liif_cli.models.base import Field, Model, Window, memory_format, whole_window
 from liif_cli.models.decoding import hidden_states, relu_
 from liif_cli.models.encoders.layers import Encoder
 from liif_cli.models.mlp import MLP
@@ -88,7 +86,7 @@ class LIIF(Model):
                 bias = bias + cell_part[0]
             else:
                 each_its_own = cell_part[..., None, None]
-        kernel = kernel.contiguous(memory_format=torch.channels_last)
+        kernel = kernel.contiguous(memory_format=memory_format(kernel.device))
         z = F.conv2d(features.to(kernel.dtype), kernel, bias, padding=size // 2)
         if each_its_own is not None:
             z = z + each_its_own

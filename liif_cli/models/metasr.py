@@ -20,7 +20,7 @@ from liif_cli.models.encoders.layers import Encoder
 from liif_cli.models.mlp import MLP
 
 HIDDEN = 256
-BLOCK_QUERIES = 2**14
+CPU_BLOCK_QUERIES, GPU_BLOCK_QUERIES = 2**11, 2**17
 
 
 class MetaSR(Model):
@@ -74,7 +74,8 @@ class MetaSRField(Field):
         relative = torch.stack([rows.relative[0], columns.relative[0]], dim=-1).to(self.codes.dtype)
         hidden = torch.relu(F.linear(relative, self.of_relative) + self.constant[:, None])
         code = self.codes.flatten(0, 2).index_select(0, index.flatten()).view(*index.shape, 3, -1)
-        values = (code[..., :-1] @ hidden[..., None])[..., 0] + code[..., -1]
+        # The sum in float32: eight bits of colour do not survive bfloat16's eight bits.
+        values = (code[..., :-1] @ hidden[..., None])[..., 0].float() + code[..., -1].float()
         return self.model.denormalise(values)
 
     @torch.no_grad()
@@ -89,11 +90,12 @@ class MetaSRField(Field):
         ].float()
         column_part = horizontal.relative[0].float().to(device)[:, None] * self.of_relative[:, 1].float()
         out = torch.empty(len(row_index), len(column_index), 3, device=device)
-        height = max(1, BLOCK_QUERIES // len(column_index))
+        queries = CPU_BLOCK_QUERIES if device.type == "cpu" else GPU_BLOCK_QUERIES
+        height = max(1, queries // len(column_index))
         for start in range(0, len(row_index), height):
             block = slice(start, start + height)
             hidden = (row_part[block, None] + column_part).relu_().to(dtype)
             code = self.codes[0, row_index[block, None], column_index]
-            values = (code[..., :-1] @ hidden[..., None])[..., 0] + code[..., -1]
+            values = (code[..., :-1] @ hidden[..., None])[..., 0].float() + code[..., -1].float()
             out[block] = self.model.denormalise(values)
         return out

@@ -20,7 +20,7 @@ from liif_cli.errors import ModelError
 from liif_cli.models.base import Field, Model, Window, whole_window
 from liif_cli.models.encoders.layers import Encoder
 
-BLOCK_QUERIES = 2**15
+CPU_BLOCK_QUERIES, GPU_BLOCK_QUERIES = 2**12, 2**18
 
 
 class NoEncoder(Encoder):
@@ -38,6 +38,8 @@ class NoEncoder(Encoder):
 
 class Siren(Model):
     """Linear layers with ``sin(omega x)`` between them, from a place in [-1, 1] to a colour."""
+
+    needs_float32 = True  # eight bits of a place are a pixel of 512, and of a sine's argument they are nearly nothing
 
     def __init__(self, spec: dict[str, Any], hidden: Sequence[int], omega: float) -> None:
         super().__init__(spec, NoEncoder())
@@ -93,7 +95,8 @@ class SirenField(Field):
             for axis, count in zip((rows, columns), self.window.image_size, strict=True)
         ]
         out = torch.empty(len(places[0]), len(places[1]), 3, device=device)
-        height = max(1, BLOCK_QUERIES // len(places[1]))
+        queries = CPU_BLOCK_QUERIES if device.type == "cpu" else GPU_BLOCK_QUERIES
+        height = max(1, queries // len(places[1]))
         for top in range(0, len(places[0]), height):
             grid = torch.meshgrid(places[0][top : top + height], places[1], indexing="ij")
             out[top : top + height] = self.model.colours(torch.stack(grid, dim=-1).to(device))

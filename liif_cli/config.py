@@ -8,7 +8,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -61,7 +61,7 @@ class Optimiser:
     learning_rate: float = 1e-4  # Adam's
     muon_rate: float = 0.004
     clip_norm: float = 0.0  # largest norm of the gradient; 0 leaves it alone
-    skip_loss: float = 0.0  # a step whose loss is above is skipped; 0 skips none
+    skip_loss: float = 0.0  # after the warm-up a step whose loss is above is skipped; 0 skips none
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,9 @@ def _read(name: str, children: tuple[str, ...]) -> dict[str, Any]:
             reason = error.strerror if isinstance(error, OSError) else "not text"
             raise UsageError(f"{name}: cannot be read: {reason}") from None
     else:
-        near = difflib.get_close_matches(name, known, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"unknown preset {name!r}; {meant}use one of {', '.join(known)}, or the path of a .toml file")
+        raise UsageError(
+            f"unknown preset {name!r}; {_meant(name, known)}use one of {', '.join(known)}, or the path of a .toml file"
+        )
     try:
         # A run's own config.json trains the same again.
         values: dict[str, Any] = json.loads(text) if name.endswith(".json") else tomllib.loads(text)
@@ -233,6 +233,11 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return result
 
 
+def _meant(text: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(text, known, n=1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
 def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     """A dataclass from plain values, checked; unknown keys are refused by name. Raises UsageError."""
     assert dataclasses.is_dataclass(kind)
@@ -240,7 +245,8 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     hints = typing.get_type_hints(kind)
     unknown = [key for key in values if key not in fields]
     if unknown:
-        raise UsageError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(fields)}")
+        meant = _meant(unknown[0], list(fields))
+        raise UsageError(f"{where}: unknown setting {unknown[0]!r}; {meant}known are {', '.join(fields)}")
     filled = {key: _checked(hints[key], value, f"{where}: {key}") for key, value in values.items()}
     absent = [
         key for key, item in fields.items()
@@ -254,6 +260,9 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 def to_mapping(config: Any) -> dict[str, Any]:
     """The inverse: plain values, as JSON and TOML can say them."""
     return dataclasses.asdict(config)
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", dict: "a table of settings"}
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:
@@ -275,7 +284,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         return int(value)
     plain = origin or hint
     if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
-        raise UsageError(f"{where}: expected {getattr(plain, '__name__', plain)}, not {value!r}")
+        raise UsageError(f"{where}: expected {_KINDS.get(plain, plain)}, not {value!r}")
     return value
 
 

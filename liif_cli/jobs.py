@@ -59,6 +59,13 @@ class Options:
     strip: bool = False
     max_pixels: int | None = DEFAULT_MAX_PIXELS
 
+    @property
+    def window(self) -> str:
+        """How a file name tells the box: left, top, right, bottom; nothing where all of the picture is painted."""
+        if self.box is None:
+            return ""
+        return "_" + ",".join(f"{side:.15g}" for side in (self.box.left, self.box.top, self.box.right, self.box.bottom))
+
 
 @dataclass(frozen=True)
 class Job:
@@ -79,7 +86,7 @@ class Job:
             if size is None:
                 return None
             label = f"{size[1]}x{size[0]}"
-        return self.folder / f"{self.stem}_{label}{self.extension}"
+        return self.folder / f"{self.stem}_{label}{options.window}{self.extension}"
 
 
 def is_file(path: Path) -> bool:
@@ -90,6 +97,9 @@ def is_file(path: Path) -> bool:
 def is_folder(path: Path) -> bool:
     """Whether there is a folder; see ``is_file``."""
     return os.path.isdir(path)  # noqa: PTH112
+
+
+_A_BOX = r"(?:_[\d.]+(?:,[\d.]+){3})"
 
 
 class Plan(NamedTuple):
@@ -236,7 +246,7 @@ def _natural_extension(source: Source) -> str | None:
 
 
 def _without_outputs(jobs: list[Job], options: Options) -> Plan:
-    label = re.escape(options.sizing.label) if options.sizing.label else r"\d+x\d+"
+    label = rf"(?:x[\d.]+|\d+x\d+){_A_BOX}?"
     made = {(_place(job.folder), job.stem, job.extension) for job in jobs if job.exact is None}
 
     def is_output(job: Job) -> bool:

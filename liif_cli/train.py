@@ -228,7 +228,9 @@ class Trainer:
         # Asking a GPU for a number means waiting for it: there, losses are looked at when they are logged.
         if self.device.type == "cpu" or config.optimiser.skip_loss:
             total = self._look(len(self._losses) - 1, self.processes.mean(total))
-            if config.optimiser.skip_loss and float(total) > config.optimiser.skip_loss:
+            # Not before the warm-up is over: an untrained network's loss says how bright the pictures are, no more.
+            skip_above = config.optimiser.skip_loss if self.iteration >= config.schedule.warmup else 0.0
+            if skip_above and float(total) > skip_above:
                 self.skipped += 1
                 self.iteration += 1
                 return

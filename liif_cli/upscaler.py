@@ -59,11 +59,13 @@ class Sizing(NamedTuple):
             got = " and ".join(given) or "none"
             raise UsageError(f"how large shall it be? give exactly one of {', '.join(self._fields)}; got {got}")
         for name, value in given.items():
-            numbers = value if isinstance(value, tuple) else (value,)
+            numbers = value if isinstance(value, tuple | list) else (value,)
             if not all(0 < number < math.inf for number in numbers):
                 raise UsageError(f"{name} must be a number above 0, not {value}")
         height, width = image
         if self.size is not None:
+            if not isinstance(self.size, tuple | list) or len(self.size) != 2:
+                raise UsageError(f"size must be (height, width), not {self.size!r}")
             return self.size
         if self.scale is not None:
             return output_size(image, self.scale)
@@ -286,7 +288,10 @@ def parse_memory(text: str | int) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.IGNORECASE)
     if match is None:
         raise UsageError(f"memory {text!r}: write it as 4G, 1.5G or 800M")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    if size < MIB:
+        raise UsageError(f"memory {text!r}: is {size} bytes; write it as 4G, 1.5G or 800M")
+    return size
 
 
 def free_bytes(device: torch.device) -> int:

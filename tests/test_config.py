@@ -104,9 +104,10 @@ def test_values_are_changed_by_key():
     ("override", "words"),
     [
         ("speed=3", ["unknown setting 'speed'", "iterations"]),
+        ("iteration=3", ["did you mean iterations?"]),
         ("optimiser.momentum=0.9", ["momentum", "learning_rate"]),
         ("iterations=0", ["iterations = 0", "at least 1"]),
-        ("iterations=many", ["iterations", "int", "'many'"]),
+        ("iterations=many", ["iterations", "whole number", "'many'"]),
         ("iterations=1.5", ["iterations", "1.5"]),
         ("batch=true", ["batch", "True"]),
         ("optimiser.name=sgd", ["'sgd'", "adam, muon"]),

@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from liif_cli.errors import InputError
-from liif_cli.images import Picture, from_array, from_pil, read, to_array, to_pil, write
+from liif_cli.images import Picture, from_array, from_pil, read, read_header, to_array, to_pil, write
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -237,6 +237,33 @@ def test_sixteen_bits_are_read_whole(channels: int, kind: str) -> None:
         tifffile.imwrite(buffer, array if channels > 1 else array[..., 0], **options)
         content = buffer.getvalue()
     assert np.array_equal(read(content).pixels, array)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_of_several_pages_is_refused_and_previews_are_no_pages(order: str, wide: bool) -> None:
+    def pages(*sizes: int, reduced: bool = False) -> bytes:
+        buffer = io.BytesIO()
+        with tifffile.TiffWriter(buffer, byteorder=order, bigtiff=wide) as writer:
+            for number, size in enumerate(sizes):
+                writer.write(NOISE[:size, :size], photometric="rgb", subfiletype=int(reduced and number > 0))
+        return buffer.getvalue()
+
+    for ask in (read, read_header):
+        with pytest.raises(InputError, match="holds 3 pages"):
+            ask(pages(20, 16, 20))
+        assert ask(pages(20, 8)).size == (20, 20)
+        assert ask(pages(20, 20, reduced=True)).size == (20, 20)
+
+
+def test_a_lab_tiff_is_read_with_its_header() -> None:
+    lab = ImageCms.profileToProfile(
+        Image.fromarray(NOISE), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    buffer = io.BytesIO()
+    lab.save(buffer, "TIFF")
+    header, picture = read_header(buffer.getvalue()), read(buffer.getvalue())
+    assert (header.size, header.channels, header.depth) == (picture.size, picture.channels, picture.depth)
 
 
 @pytest.mark.parametrize("depth", [8, 16])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -472,6 +473,16 @@ def test_animations_go_in_and_out(tmp_path: Path, extension: str, alpha: bool) -
         visible = other.alpha > 0 if other.alpha is not None else slice(None)
         assert np.abs(one.pixels[visible].astype(int) - other.pixels[visible].astype(int)).max() < 8
     assert np.abs(read(path).pixels[..., 0].astype(int) - again.frames[0].pixels[..., 0]).mean() < 8
+
+
+def test_an_animated_gif_which_holds_no_profile_gets_the_colours_that_it_means(tmp_path: Path) -> None:
+    exchanged = RGB_PROFILE.replace(b"rXYZ", b"?XYZ").replace(b"bXYZ", b"rXYZ").replace(b"?XYZ", b"bXYZ")
+    source = moving(alpha=False)
+    frames = tuple(replace(frame, icc=exchanged) for frame in source.frames)
+    write_animation(tmp_path / "a.gif", replace(source, frames=frames))
+    again = read_animation(tmp_path / "a.gif")
+    assert again is not None
+    assert np.abs(again.frames[0].pixels[10, 5].astype(int) - (50, 100, 200)).max() < 16
 
 
 def test_a_single_picture_is_no_animation(tmp_path: Path) -> None:

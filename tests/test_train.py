@@ -124,7 +124,7 @@ class StopAt:
     [
         ["optimiser.clip_norm=1.0", "ema=0.9"],  # Muon
         ["optimiser.name=adam", "schedule.name=step", "ema=0", "accumulate=2"],
-        ["optimiser.skip_loss=0.2", "residual_start=0.3"],
+        ["optimiser.skip_loss=0.2", "residual_start=0.3", "schedule.warmup=2"],
     ],
     ids=["muon", "adam", "skipping"],
 )
@@ -206,8 +206,16 @@ def test_a_run_that_diverges_stops_and_names_the_iteration_and_saves_nothing_aft
     assert all(value.isfinite().all() for value in checkpoint.read(tmp_path).tensors.values())
 
 
+def test_no_step_is_skipped_before_the_warm_up_is_over(store):
+    """Or dark pictures, whose loss begins high, would never be learned from."""
+    trainer = Trainer(tiny("optimiser.skip_loss=1e-6", "schedule.warmup=3"), store, CPU)
+    for _ in range(5):
+        trainer.step()
+    assert trainer.skipped == 2
+
+
 def test_a_step_with_too_large_a_loss_changes_nothing(store):
-    trainer = Trainer(tiny("optimiser.skip_loss=1e-6"), store, CPU)
+    trainer = Trainer(tiny("optimiser.skip_loss=1e-6", "schedule.warmup=0"), store, CPU)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.step()
     assert trainer.skipped == trainer.iteration == 1

@@ -160,6 +160,8 @@ def test_names_that_no_file_can_have(upscale: Cli, tmp_path: Path) -> None:
         (["--scale", "2", "--device", "toaster"], "unknown device 'toaster'"),
         (["--scale", "2", "--precision", "int3"], "unknown precision 'int3'"),
         (["--scale", "2", "--memory", "lots"], "memory 'lots'"),
+        (["--scale", "2", "--memory", "4"], "memory '4': is 4 bytes; write it as 4G"),
+        (["--scale", "2", "--box=-5,0,10,10"], "begins outside of the picture"),
         (["--scale", "2", "--scal"], "--scal"),
     ],
 )

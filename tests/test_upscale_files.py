@@ -66,6 +66,21 @@ def test_outputs_within_the_folder_are_no_inputs_the_next_time(upscale: Cli, tmp
     assert len([name for name in tree(photos) if "_x2_x2" in name]) == 0 + 4  # those of photos/large, enlarged once
 
 
+def test_outputs_of_another_size_are_no_inputs_either(upscale: Cli, photos: Path) -> None:
+    before = len(tree(photos))
+    for size in (["--scale", "2"], ["--size", "9x9"], ["--scale", "2.5", "--box", "0,0,4,4.5"], ["--scale", "3"]):
+        assert upscale("photos", *size).code == 0
+    assert len(tree(photos)) == before + 2 * 4
+    assert not [name for name in tree(photos) if name.count("_") > 2]
+    assert "a_x2.5_0,0,4,4.5.png" in tree(photos)
+
+
+def test_windows_of_a_picture_have_names_of_their_own(upscale: Cli, tmp_path: Path, photos: Path) -> None:
+    for box in ("0,0,4,4", "4,0,8,4"):
+        assert upscale("photos/a.jpg", "--scale", "3", "--box", box, "-o", "out/", "--skip-existing").code == 0
+    assert tree(tmp_path / "out") == ["a_x3_0,0,4,4.png", "a_x3_4,0,8,4.png"]
+
+
 def test_patterns(upscale: Cli, tmp_path: Path, photos: Path) -> None:
     assert upscale("photos/*.jpg", "photos/**/*.webp", "--scale", "2", "-o", "out").code == 0
     assert tree(tmp_path / "out") == ["a_x2.png", "c_x2.png"]

@@ -310,7 +310,7 @@ class _Terminal:
         for line in shown:
             self.note(f"left out: {line}")
         more = " (-v names them all)" if len(shown) < len(skipped) else ""
-        self.note(f"{len(skipped)} pictures left out, {used} used{more}")
+        self.note(f"{len(skipped)} picture{'s' * (len(skipped) > 1)} left out, {used} used{more}")
 
     def begin(self, trainer: Trainer, run: Path) -> None:
         parameters = sum(value.numel() for value in trainer.model.parameters() if value.requires_grad)

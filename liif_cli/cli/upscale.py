@@ -391,7 +391,9 @@ def _parse_box(text: str | None) -> tuple[float, float, float, float] | None:
         raise UsageError(
             f"--box {text!r}: write it as left,top,right,bottom in pixels, such as 100,50,400,250"
         ) from None
-    if not (0 <= left < right < math.inf and 0 <= top < bottom < math.inf):
+    if left < 0 or top < 0:
+        raise UsageError(f"--box {text}: begins outside of the picture, whose top left corner is 0,0")
+    if not (left < right < math.inf and top < bottom < math.inf):
         raise UsageError(f"--box {text}: is empty or upside down; it is left,top,right,bottom from the top left corner")
     return top, left, bottom, right
 

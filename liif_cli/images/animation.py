@@ -13,7 +13,7 @@ from liif_cli.files import atomic_path, cannot_write
 from liif_cli.images.formats import Format, check_output, format_of
 from liif_cli.images.gif import save_gif
 from liif_cli.images.picture import Array, Picture
-from liif_cli.images.pillow import picture_of
+from liif_cli.images.pillow import as_channels, in_srgb, picture_of
 from liif_cli.images.quiet import quiet
 from liif_cli.images.read import (
     DEFAULT_MAX_PIXELS,
@@ -142,7 +142,11 @@ def write_animation(
         try:
             with quiet(), temporary.open("w+b") as file:
                 if known.name == "GIF":
-                    frames = [frame.pixels for frame in animation.frames]
+                    # GIF holds no profile: colours become what they look like.
+                    frames = [
+                        frame.pixels if frame.icc is None else as_channels(in_srgb(_image(frame.pixels), frame.icc))
+                        for frame in animation.frames
+                    ]
                     save_gif(file, frames, animation.durations_ms, animation.loop)
                 else:
                     options = _options(known.name, animation, quality)

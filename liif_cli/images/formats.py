@@ -190,4 +190,6 @@ def _amount(count: float) -> str:
 
 def _those(able: Callable[[Format], bool]) -> str:
     names = [known.extensions[0] for known in FORMATS if able(known)]
+    if not names:
+        return "a smaller size: no format holds that"
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,17 +1,26 @@
 """What a picture file says of itself, without decoding its pixels."""
 
-import struct
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from liif_cli.images import metadata
 from liif_cli.images.picture import Picture
 from liif_cli.images.pillow import raw_exif, raw_xmp
 from liif_cli.images.quiet import quiet
-from liif_cli.images.read import DEFAULT_MAX_PIXELS, Opened, Source, check_pixels, decoding, is_tiff, opened, recognise
-from liif_cli.images.tiff import metadata_of
+from liif_cli.images.read import (
+    DEFAULT_MAX_PIXELS,
+    LUMINANCE_AND_COLOUR,
+    Opened,
+    Source,
+    check_pixels,
+    decoding,
+    is_tiff,
+    opened,
+    recognise,
+    tiff_info,
+)
 
 _ANIMATED = ("GIF", "WEBP", "PNG")
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
@@ -75,11 +84,14 @@ def _channels(image: Image.Image) -> int:
 
 
 def _of_tiff(file: Opened) -> Header:
+    info = tiff_info(file)
+    if info.get("photometric") in LUMINANCE_AND_COLOUR:  # Pillow will read it
+        file.stream.seek(0)
+        with TiffImagePlugin.TiffImageFile(file.stream) as seen:
+            width, height = seen.size
+            height, width = (width, height) if 5 <= info.get("orientation", 1) <= 8 else (height, width)
+            return Header((height, width), _channels(seen), 8, "TIFF")
     image = file.vips_image()
-    try:
-        info = metadata_of(file.stream)
-    except (struct.error, ValueError, OSError, OverflowError):
-        info = {}
     height, width = image.height, image.width
     if 5 <= info.get("orientation", 1) <= 8:
         height, width = width, height

@@ -32,7 +32,7 @@ from liif_cli.images import metadata
 from liif_cli.images.picture import Array, Picture
 from liif_cli.images.pillow import dpi_of, matching_profile, picture_of, raw_exif, raw_xmp, srgb_from_cmyk, turned
 from liif_cli.images.quiet import quiet, vips
-from liif_cli.images.tiff import metadata_of
+from liif_cli.images.tiff import count_pages, metadata_of
 
 Source: TypeAlias = Path | bytes | BinaryIO
 
@@ -237,14 +237,22 @@ def _png(pixels: Array, info: dict[Any, Any]) -> Picture:
     )
 
 
-def _read_tiff(file: Opened, max_pixels: int | None) -> Picture:
+def tiff_info(file: Opened) -> dict[str, Any]:
+    """Return `metadata_of` a TIFF file, as far as it can be read. Raises InputError for one of several pages."""
     try:
-        info = metadata_of(file.stream)
+        info, pages = metadata_of(file.stream), count_pages(file.stream)
     except (struct.error, ValueError, OSError, OverflowError):
-        info = {}  # the pixels may be whole all the same
+        return {}  # the pixels may be whole all the same
+    if pages > 1:
+        raise InputError(f"{file.name}: holds {pages} pages, and one would be read; split it into files of one page")
+    return info
+
+
+def _read_tiff(file: Opened, max_pixels: int | None) -> Picture:
+    info = tiff_info(file)
     icc: bytes | None
     with decoding(file.name):
-        if info.get("photometric") in _LUMINANCE_AND_COLOUR:
+        if info.get("photometric") in LUMINANCE_AND_COLOUR:
             pixels, icc = _tiff_by_pillow(file, max_pixels)
         else:
             image = file.vips_image()
@@ -264,7 +272,7 @@ def _read_tiff(file: Opened, max_pixels: int | None) -> Picture:
 
 
 # YCbCr and CIE Lab: libvips takes the first for RGB where it is not JPEG, and does not know the second in 8 bits.
-_LUMINANCE_AND_COLOUR = (6, 8)
+LUMINANCE_AND_COLOUR = (6, 8)
 
 
 def _tiff_by_pillow(file: Opened, max_pixels: int | None) -> tuple[Array, bytes | None]:

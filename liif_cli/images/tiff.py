@@ -19,10 +19,14 @@ _DIRECTORIES = (EXIF_DIRECTORY, _GPS_DIRECTORY, _INTEROP_DIRECTORY)
 _DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, *range(0x9C9B, 0x9CA0))
 _PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _XMP = 0x0106, 0x011A, 0x011B, 0x0128, 0x02BC
 
-_SHORT, _LONG, _RATIONAL, _WIDE_DIRECTORY = 3, 4, 5, 18
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_PAGE_TAGS = _SUBFILE, _WIDTH, _HEIGHT = 0x00FE, 0x0100, 0x0101
+_REDUCED, _MASK = 1, 4  # bits of the subfile's type
+_MOST_DIRECTORIES = 10_000
+
+_SHORT, _LONG, _RATIONAL, _WIDE, _WIDE_DIRECTORY = 3, 4, 5, 16, 18
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 # The words a number of each type is made of, for turning the byte order; bytes and text have none.
-_TYPE_WORD = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}
+_TYPE_WORD = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4, 16: 8}
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ class _Value:
 
     def numbers(self) -> list[float]:
         """The value as numbers; empty where it is none."""
-        if self.kind == _SHORT:
-            return [float(number) for number in struct.unpack(f"<{self.count}H", self.content)]
+        if word := {_SHORT: "H", _LONG: "I", _WIDE: "Q"}.get(self.kind):
+            return [float(number) for number in struct.unpack(f"<{self.count}{word}", self.content)]
         if self.kind == _RATIONAL:
             pairs = struct.iter_unpack("<II", self.content)
             return [above / below if below else 0.0 for above, below in pairs]
@@ -93,6 +97,25 @@ def metadata_of(file: BinaryIO) -> dict[str, Any]:
         if tag in tags and (numbers := tags[tag].numbers()):
             found[name] = int(numbers[0])
     return found
+
+
+def count_pages(file: BinaryIO) -> int:
+    """Return how many pictures a TIFF file holds one after another, without its previews and reduced copies.
+
+    Raises struct.error, ValueError or OSError for a damaged file.
+    """
+    layout, at = _header(file)
+    seen: set[int] = set()
+    sizes: list[tuple[float, float]] = []
+    while at and at not in seen and len(seen) < _MOST_DIRECTORIES:
+        seen.add(at)
+        tags = _tags_at(file, layout, at, _PAGE_TAGS)
+        kind, width, height = ((tags[tag].numbers() or [0])[0] if tag in tags else 0 for tag in _PAGE_TAGS)
+        if not int(kind) & (_REDUCED | _MASK):
+            sizes.append((width, height))
+        at = _entries(file, layout, at)[1]
+    # Some previews are not marked as such.
+    return sum(2 * width >= sizes[0][0] and 2 * height >= sizes[0][1] for width, height in sizes)
 
 
 def graft_exif(file: BinaryIO, exif: bytes) -> None:

@@ -202,8 +202,13 @@ def main() -> None:
     parser.add_argument("--preset", default="edsr-baseline-liif")
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each")
-    parser.add_argument("--together", type=int, default=1, help="iterations in a turn, on a CPU")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=4,
+        help="iterations in a turn, on a CPU; they follow one another",
+    )
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=0, help="of a CPU; 1 measures the processor's time")
     parser.add_argument("--no-oracle", action="store_true", help="measure liif alone")

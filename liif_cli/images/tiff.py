@@ -21,7 +21,7 @@ _PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _XMP = 0x0106, 0x0
 
 _PAGE_TAGS = _SUBFILE, _WIDTH, _HEIGHT = 0x00FE, 0x0100, 0x0101
 _REDUCED, _MASK = 1, 4  # bits of the subfile's type
-_MOST_DIRECTORIES = 10_000
+_MOST_DIRECTORIES = 100  # that are looked at: a hostile file may have no end of them
 
 _SHORT, _LONG, _RATIONAL, _WIDE, _WIDE_DIRECTORY = 3, 4, 5, 16, 18
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}

@@ -254,7 +254,7 @@ class Sampler:
     def finish(self, drawn: Draw, device: torch.device) -> Batch:
         """The device's part of a batch."""
         rule = self.rule
-        # Nothing in here makes the host wait for a GPU: what it needs from the host comes from pinned memory.
+        # From pinned memory, and sizes from the host: asking a GPU for them would mean waiting for it.
         truths = drawn.truths.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
         extent = drawn.extent.to(device, non_blocking=True)
         if rule.kind == "picture":  # nothing is encoded

@@ -88,12 +88,12 @@ def _of_tiff(file: Opened) -> Header:
     if info.get("photometric") in LUMINANCE_AND_COLOUR:  # Pillow will read it
         file.stream.seek(0)
         with TiffImagePlugin.TiffImageFile(file.stream) as seen:
-            width, height = seen.size
-            height, width = (width, height) if 5 <= info.get("orientation", 1) <= 8 else (height, width)
-            return Header((height, width), _channels(seen), 8, "TIFF")
-    image = file.vips_image()
-    height, width = image.height, image.width
+            height, width, channels, depth = seen.height, seen.width, _channels(seen), 8
+    else:
+        image = file.vips_image()
+        height, width = image.height, image.width
+        channels = 3 if image.interpretation in ("cmyk", "lab", "labs", "labq", "xyz") else min(image.bands, 4)
+        depth = 16 if image.format == "ushort" else 8
     if 5 <= info.get("orientation", 1) <= 8:
         height, width = width, height
-    channels = 3 if image.interpretation in ("cmyk", "lab", "labs", "labq", "xyz") else min(image.bands, 4)
-    return Header((height, width), channels, 16 if image.format == "ushort" else 8, "TIFF")
+    return Header((height, width), channels, depth, "TIFF")

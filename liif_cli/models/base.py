@@ -97,8 +97,8 @@ class Model(nn.Module):
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """How images and convolutions lie in memory: channels last, a third faster on CPUs and GPUs in half precision; as
-    usual on MPS, whose convolutions have had errors with it."""
+    """How images and convolutions lie in memory: channels last, a third faster in bfloat16 on a CPU; as usual on MPS,
+    whose convolutions have had errors with it."""
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 

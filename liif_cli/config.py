@@ -66,11 +66,15 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rates go from their value down: in steps at shares of the run, or along half a cosine."""
+    """How the learning rates go from their value down: in steps at shares of the run, along half a cosine, or as a
+    trapezoid: level, then straight down over the last ``fall`` of the run. A run on the level can be made longer by
+    ``--resume`` with more iterations without a restart, which a cosine cannot (Hägele et al., 2024, arXiv:2405.18392).
+    """
 
     name: str = "cosine"
     warmup: int = 0  # iterations of a linear rise from 0
-    final: float = 0.01  # cosine: the share that is left at the end
+    final: float = 0.01  # cosine, trapezoid: the share that is left at the end
+    fall: float = 0.3  # trapezoid: the share of the run over which the rates fall
     milestones: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)  # step: shares of the run
     factor: float = 0.5  # step: multiplied at each
 
@@ -124,7 +128,7 @@ def check(config: TrainConfig) -> TrainConfig:
     _one_of("sample.kind", sample.kind, ("crops", "resized", "picture"))
     _one_of("sample.augment", sample.augment, ("all", "mirror", "none"))
     _one_of("optimiser.name", optimiser.name, ("adam", "muon"))
-    _one_of("schedule.name", schedule.name, ("cosine", "step"))
+    _one_of("schedule.name", schedule.name, ("cosine", "step", "trapezoid"))
     _one_of("validation.channel", validation.channel, ("rgb", "y"))
     _one_of("precision", config.precision, ("auto", "float32", "bfloat16"))
     _one_of("compile", config.compile, ("auto", "on", "off"))
@@ -138,7 +142,7 @@ def check(config: TrainConfig) -> TrainConfig:
               "sample.truth_side": sample.truth_side, "optimiser.learning_rate": optimiser.learning_rate,
               "optimiser.muon_rate": optimiser.muon_rate, "optimiser.clip_norm": optimiser.clip_norm,
               "optimiser.skip_loss": optimiser.skip_loss, "schedule.warmup": schedule.warmup,
-              "schedule.final": schedule.final, "schedule.factor": schedule.factor,
+              "schedule.final": schedule.final, "schedule.fall": schedule.fall, "schedule.factor": schedule.factor,
               "validation.every": validation.every, "validation.pictures": validation.pictures,
               "validation.crop": validation.crop, "ema": config.ema,
               "residual_start": config.residual_start}  # fmt: skip

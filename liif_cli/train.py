@@ -106,7 +106,11 @@ def rate_factor(schedule: Schedule, iteration: int, iterations: int) -> float:
         # Shares of the whole run, as the official milestones are; the millionth is for shares that are no binary
         # fractions.
         return schedule.factor ** sum(iteration >= share * iterations - 1e-6 for share in schedule.milestones)
-    return schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    if schedule.name == "trapezoid":
+        left = min(1.0, (iterations - iteration) / max(1.0, schedule.fall * iterations))
+    else:
+        left = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return schedule.final + (1 - schedule.final) * left
 
 
 def start_gently(model: Model, size: float) -> None:

@@ -284,6 +284,16 @@ def test_the_cosine_rises_falls_and_ends_at_its_share():
     assert all(a >= b for a, b in itertools.pairwise(values[10:]))
 
 
+def test_the_trapezoid_is_level_until_its_fall_and_longer_when_the_run_is():
+    schedule = Schedule("trapezoid", warmup=10, final=0.1, fall=0.4)
+    values = [rate_factor(schedule, iteration, 100) for iteration in range(101)]
+    assert values[0] == pytest.approx(0.1)
+    assert values[9:61] == [1] * 52
+    assert values[80] == pytest.approx(0.55)
+    assert values[100] == pytest.approx(0.1)
+    assert [rate_factor(schedule, iteration, 200) for iteration in range(61)] == values[:61]
+
+
 # -- beginning from a model ------------------------------------------------------------------------------------------
 
 

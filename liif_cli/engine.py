@@ -4,7 +4,7 @@
             |                     |                |
             tiles with a halo     bands of rows    tiles of a band, a thread each
 
-A plan turns the budget into the height of a band and the side of a tile. Encoding in tiles is exact because each tile
+A plan turns the budget into the height of a band and the sides of a tile. Encoding in tiles is exact because each tile
 is read with the encoder's receptive field around it; painting in tiles is exact by nature. So pixels do not depend on
 the plan, but for the rounding of sums that are added in another order, and for encoders that pool over the whole image
 (``Encoder.halo_is_exact``).
@@ -13,7 +13,7 @@ the plan, but for the rounding of sums that are added in another order, and for 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from liif_cli import coords
+from liif_cli.allocator import reused_memory
 from liif_cli.errors import InputError, MemoryBudgetError
 from liif_cli.models import Field, Model, Window
 from liif_cli.models.base import memory_format
@@ -43,11 +44,16 @@ TILE_COLUMNS = 512
 # pixels, 256 wide.
 CPU_PAINTER_BYTES = 24 * MIB
 GPU_PAINTER_VALUES = 2**28
-# Sides of the encoder's tiles, the halo not counted. Below the least, a tile is mostly halo.
-LARGEST_TILE, LEAST_TILE = 1024, 16
-GPU_LARGEST_TILE = 2048
-# Folding fewer rows of codes than this at once wastes time; below it, held features give way.
-HELD_CODE_ROWS = 16
+# Sides of the encoder's tiles, the halo not counted: wide rather than high, since painting begins when the first ones
+# are encoded. Below the least, a tile is mostly halo.
+LARGEST_TILE = (1024, 2048)
+GPU_LARGEST_TILE = (2048, 4096)
+LEAST_TILE = 16
+# Values of one tensor that libraries which count in 32 bits can still address.
+MOST_VALUES = 2**31 - 1
+# Rows of codes folded at once, where features are held: neighbouring bands fold some rows twice, which is nothing with
+# so many and wastes time with fewer than the second number. Below it, held features give way.
+ENOUGH_CODE_ROWS, HELD_CODE_ROWS = 128, 16
 
 
 class Box(NamedTuple):
@@ -102,16 +108,23 @@ ALL_VIEWS = tuple(View(*(bool(number & bit) for bit in (4, 2, 1))) for number in
 class Plan(NamedTuple):
     """How much is done at once. Every number is a bound, not a share of the picture."""
 
-    tile_px: int  # side of an encoder tile, without its halo
+    tile: Size  # sides of an encoder tile, without its halo
     code_rows: int  # rows of codes folded at once
     band_rows: int  # painted rows of a band
     hold_features: bool  # whether all features that a painting needs stay in memory after they were computed
 
     def halved(self) -> Plan | None:
         """The next smaller plan, or None below the floor."""
-        if self.tile_px <= LEAST_TILE and self.code_rows == 1 and self.band_rows == 1 and not self.hold_features:
-            return None
-        return Plan(max(LEAST_TILE, self.tile_px // 2), max(1, self.code_rows // 2), max(1, self.band_rows // 2), False)
+        smaller = Plan(
+            (
+                min(self.tile[0], max(LEAST_TILE, self.tile[0] // 2)),
+                min(self.tile[1], max(LEAST_TILE, self.tile[1] // 2)),
+            ),
+            max(1, self.code_rows // 2),
+            max(1, self.band_rows // 2),
+            False,
+        )
+        return None if smaller == self else smaller
 
 
 class Task(NamedTuple):
@@ -170,11 +183,14 @@ def costs(model: Model, dtype: torch.dtype, threads: int, *, gpu: bool) -> Costs
     encoder = model.encoder
     scale = encoder.scale
     weights = sum(parameter.numel() for parameter in model.parameters()) * element
+    feature = encoder.out_dim * scale * scale * element
     return Costs(
-        # Beside the features, the image as floats and the rearranged copies that convolutions make of their operands.
-        tile_px=encoder.held_channels * element + 8 * FLOAT_BYTES,
-        feature=encoder.out_dim * scale * scale * element,
-        code=model.code_values * element * 2,  # the codes, and the copy a convolution writes before it
+        # The image as floats too. On a CPU the holes that freed tensors leave are a little too small for the next ones
+        # of their size, which doubles what a chain of layers takes.
+        tile_px=encoder.held_channels * element * (1 if gpu else 2) + 8 * FLOAT_BYTES,
+        feature=feature,
+        # The codes, and the features they are folded from, cut out; on a GPU what a convolution works in.
+        code=model.code_values * element * (2 if gpu else 1) + feature,
         painted=3 * FLOAT_BYTES * 3,  # the band, the one before it on its way out, and the rounding of it
         fixed=2 * weights + (GPU_PAINTER_VALUES * element if gpu else threads * CPU_PAINTER_BYTES),
     )
@@ -191,63 +207,87 @@ def make_plan(
     views: int = 1,
     hold_image: bool = False,
 ) -> Plan:
-    """Turn a budget into a plan. Features and codes are held for each of so many ``views``; with ``hold_image`` not
-    the features of the box alone are worth holding, but those of the whole image.
+    """Turn a budget into the plan that encodes the fewest pixels, halos counted. Features and codes are held for each
+    of so many ``views``; with ``hold_image`` not the features of the box alone are worth holding, but those of the
+    whole image.
 
     Raises MemoryBudgetError, naming the numbers, where even the smallest plan needs more.
     """
     price = costs(model, dtype, threads, gpu=gpu)
     halo = model.encoder.halo_px
-    width = min(task.image[1], math.ceil(task.box.right) - math.floor(task.box.left) + 4)
-    height = min(task.image[0], math.ceil(task.box.bottom) - math.floor(task.box.top) + 4)
-    held = task.image if hold_image else (height, width)
+    image = task.image
+    width = min(image[1], math.ceil(task.box.right) - math.floor(task.box.left) + 4)
+    height = min(image[0], math.ceil(task.box.bottom) - math.floor(task.box.top) + 4)
+    held = image if hold_image else (height, width)
     ratio = task.painted[0] / (task.box.bottom - task.box.top)
     # Where painted rows become more rows of output, a band is as large as what it becomes.
     row_pixels = max(task.painted[1], -(-task.output[1] * task.output[0] // task.painted[0]))
 
-    def needed(plan: Plan) -> int:
-        encoded = held if plan.hold_features else (height, width)
-        tile = (min(plan.tile_px, encoded[0]) + 2 * halo) * (min(plan.tile_px, encoded[1]) + 2 * halo)
+    def read(tile: Size) -> Size:
+        return min(tile[0] + 2 * halo, image[0]), min(tile[1] + 2 * halo, image[1])
+
+    def beside_tile(plan: Plan) -> int:
+        """Bytes that following a plan takes, but for what encodes a tile."""
         rows = min(plan.code_rows + 3, height)
-        features = held[0] * held[1] if plan.hold_features else rows * width
         band = min(plan.band_rows, math.ceil(plan.code_rows * ratio))
+        features = held[0] * held[1] if plan.hold_features else rows * width
         return (
             price.fixed
-            + tile * price.tile_px
             + views * features * price.feature
             + views * rows * width * price.code
             + band * row_pixels * price.painted
         )
 
-    pixels = GPU_BAND_PIXELS if gpu else BAND_PIXELS
-    band_rows = max(1, pixels // row_pixels)
-    # Halving from the most that is of any use: everything at once. Features are held as long as bands of codes can give
-    # way instead, since a band that is encoded on its own pays for its halo.
-    plan = Plan(GPU_LARGEST_TILE if gpu else LARGEST_TILE, height, band_rows, hold_features=True)
-    while needed(plan) > budget_bytes:
-        if plan.hold_features:
-            fewer = plan.code_rows // 2
-            plan = (
-                plan._replace(code_rows=fewer) if fewer >= HELD_CODE_ROWS else Plan(*plan[:1], height, band_rows, False)
-            )
-            continue
-        # The part that costs most gives way first, so that none is cut for another's sake.
-        rows = views * min(plan.code_rows + 3, height) * width * (price.feature + price.code)
-        tile = (min(plan.tile_px, height) + 2 * halo) * (min(plan.tile_px, width) + 2 * halo) * price.tile_px
-        if rows >= tile and plan.code_rows > 1:
-            plan = plan._replace(code_rows=max(1, plan.code_rows // 2))
-        elif plan.tile_px > LEAST_TILE:
-            plan = plan._replace(tile_px=max(LEAST_TILE, plan.tile_px // 2))
-        elif plan.code_rows > 1:
-            plan = plan._replace(code_rows=plan.code_rows // 2)
-        elif plan.band_rows > 1:
-            plan = plan._replace(band_rows=plan.band_rows // 2)
-        else:
+    def tiles(area: Size, room: int) -> Iterator[tuple[int, Size]]:
+        """Tiles that so many bytes leave room for, with the pixels that encoding an area in them reads."""
+        largest = GPU_LARGEST_TILE if gpu else LARGEST_TILE
+        pixels = min(room // price.tile_px, MOST_VALUES // model.encoder.held_channels)
+        for rows in _parts(area[0], min(largest[0], area[0]), LEAST_TILE):
+            # The widest that fits, then no wider than as many equal ones must be.
+            across = pixels // read((rows, 0))[0]
+            columns = min(area[1], largest[1], across if across >= image[1] else across - 2 * halo)
+            if columns >= min(LEAST_TILE, area[1]):
+                columns = -(-area[1] // -(-area[1] // columns))
+                count = -(-area[0] // rows) * -(-area[1] // columns)
+                yield count * math.prod(read((rows, columns))), (rows, columns)
+
+    def candidates(band_rows: int) -> Iterator[tuple[int, bool, Plan]]:
+        """Plans within the budget, with what they encode. Features are held where that is no worse."""
+        enough = min(height, max(ENOUGH_CODE_ROWS, math.ceil(band_rows / ratio)))
+        for code_rows in _parts(height, enough, min(height, HELD_CODE_ROWS)):
+            plan = Plan((0, 0), code_rows, band_rows, hold_features=True)
+            options = list(tiles(held, budget_bytes - beside_tile(plan)))
+            if options:
+                work, tile = min(options)
+                yield 0 if hold_image else work, False, plan._replace(tile=tile)
+                break
+        for code_rows in _parts(height, height, 1):
+            plan = Plan((0, 0), code_rows, band_rows, hold_features=False)
+            area = min(code_rows + 3, height), width
+            for work, tile in tiles(area, budget_bytes - beside_tile(plan)):
+                yield work * -(-height // code_rows), True, plan._replace(tile=tile)
+
+    band_rows = max(1, (GPU_BAND_PIXELS if gpu else BAND_PIXELS) // row_pixels)
+    while not (plans := list(candidates(band_rows))):
+        if band_rows == 1:
+            tile = LEAST_TILE, LEAST_TILE
+            least = beside_tile(Plan(tile, 1, 1, hold_features=False)) + math.prod(read(tile)) * price.tile_px
             raise MemoryBudgetError(
-                f"{row_pixels} pixels a row need at least {-(-needed(plan) // MIB)} MiB to work in, and the budget"
+                f"{row_pixels} pixels a row need at least {-(-least // MIB)} MiB to work in, and the budget"
                 f" leaves {max(0, budget_bytes) // MIB} MiB; raise --memory or choose a smaller output"
             )
-    return plan
+        band_rows //= 2
+    return min(plans)[2]
+
+
+def _parts(length: int, most: int, least: int) -> Iterator[int]:
+    """Equal parts that a length may be cut into, from ``most`` down to ``least``, each about a tenth shorter."""
+    count = -(-length // most)
+    while (part := -(-length // count)) >= min(least, length):
+        yield part
+        if part == 1:
+            break
+        count = max(count + 1, int(count * 1.1))
 
 
 class Engine:
@@ -312,6 +352,11 @@ class Encoded:
         self.size: Size = (image.shape[0], image.shape[1])
         self.views = [(view, _Features(engine, view.of_image(image))) for view in views]
 
+    def forget(self) -> None:
+        """Let go of the features that are held."""
+        for _, features in self.views:
+            features.forget()
+
     def bands(self, output: Size, box: Box | None = None) -> Generator[Array, None, None]:
         """As :meth:`Engine.bands`."""
         engine = self.engine
@@ -338,13 +383,13 @@ class Encoded:
 
 
 class _Features:
-    """An image's features: held once they were needed, as far as the plan allows."""
+    """An image's features: encoded as far as they were needed, and held as far as the plan allows."""
 
     def __init__(self, engine: Engine, image: Array) -> None:
         self.engine = engine
         self.image = image
         self.size: Size = (image.shape[0], image.shape[1])
-        self._held: tuple[Region, Tensor] | None = None
+        self._held: _Tiled | None = None
 
     def forget(self) -> None:
         """Let go of what is held."""
@@ -354,39 +399,17 @@ class _Features:
     def of(self, region: Region, worth_holding: Region, plan: Plan) -> Tensor:
         """Features of a region of the image, (1, C, h, w), encoded in tiles with the halo around them; cut from those
         of the region that is worth holding, where the plan allows to."""
-        if self._held is None or not self._held[0].contains(region):
-            if not plan.hold_features:
-                return self._encode(*region, plan.tile_px)
-            self._held = None  # before the next one is made
-            self._held = worth_holding, self._encode(*worth_holding, plan.tile_px)
-        (top, _, left, _), features = self._held
-        scale = self.engine.model.encoder.scale
-        rows = slice((region.top - top) * scale, (region.bottom - top) * scale)
-        columns = slice((region.left - left) * scale, (region.right - left) * scale)
-        return features[..., rows, columns]
+        if not plan.hold_features:
+            return _Tiled(region, plan.tile, self.engine).features(region, self._encode)
+        if self._held is None or not self._held.area.contains(region):
+            self._held = _Tiled(worth_holding, plan.tile, self.engine)
+        return self._held.features(region, self._encode)
 
-    def _encode(self, top: int, bottom: int, left: int, right: int, tile: int) -> Tensor:
+    def _encode(self, tile: Region) -> Tensor:
         engine = self.engine
-        encoder = engine.model.encoder
-        scale, halo = encoder.scale, encoder.halo_px
-        if bottom - top <= tile and right - left <= tile:
-            return self._encode_tile(top, bottom, left, right, halo)
-        out = torch.empty(
-            (1, encoder.out_dim, (bottom - top) * scale, (right - left) * scale),
-            dtype=engine.dtype,
-            device=engine.device,
-            memory_format=memory_format(engine.device),
-        )
-        for y in range(top, bottom, tile):
-            for x in range(left, right, tile):
-                part = self._encode_tile(y, min(y + tile, bottom), x, min(x + tile, right), halo)
-                y0, x0 = (y - top) * scale, (x - left) * scale
-                out[..., y0 : y0 + part.shape[-2], x0 : x0 + part.shape[-1]] = part
-        return out
-
-    def _encode_tile(self, top: int, bottom: int, left: int, right: int, halo: int) -> Tensor:
-        engine = self.engine
-        height, width = self.image.shape[:2]
+        top, bottom, left, right = tile
+        halo = engine.model.encoder.halo_px
+        height, width = self.size
         y0, y1 = max(0, top - halo), min(height, bottom + halo)
         x0, x1 = max(0, left - halo), min(width, right + halo)
         # Where the tile ends with the image the encoder's zero padding is the image's own.
@@ -395,6 +418,48 @@ class _Features:
         rows = slice((top - y0) * scale, (bottom - y0) * scale)
         columns = slice((left - x0) * scale, (right - x0) * scale)
         return features[..., rows, columns]
+
+
+class _Tiled:
+    """Features of an area of an image, whose tiles are encoded when they are first asked for: painting begins after the
+    first of them."""
+
+    def __init__(self, area: Region, tile: Size, engine: Engine) -> None:
+        self.area = area
+        self.tile = tile
+        encoder = engine.model.encoder
+        self.scale = encoder.scale
+        height, width = area.bottom - area.top, area.right - area.left
+        # Before the tiles, so that the memory they give back is in one piece. A single tile's own features are kept.
+        self._features: Tensor | None = None
+        if height > tile[0] or width > tile[1]:
+            self._features = torch.empty(
+                (1, encoder.out_dim, height * self.scale, width * self.scale),
+                dtype=engine.dtype,
+                device=engine.device,
+                memory_format=memory_format(engine.device),
+            )
+        self._encoded: set[Size] = set()
+
+    def features(self, region: Region, encode: Callable[[Region], Tensor]) -> Tensor:
+        """Those of a region in the area."""
+        (top, bottom, left, right), (height, width) = self.area, self.tile
+        for y in range(region.top - (region.top - top) % height, region.bottom, height):
+            for x in range(region.left - (region.left - left) % width, region.right, width):
+                if (y, x) not in self._encoded:
+                    tile = Region(y, min(y + height, bottom), x, min(x + width, right))
+                    if self._features is None:
+                        self._features = encode(tile)
+                    else:
+                        self._features[self._place(tile)] = encode(tile)
+                    self._encoded.add((y, x))
+        assert self._features is not None
+        return self._features[self._place(region)]
+
+    def _place(self, region: Region) -> tuple[Any, ...]:
+        top, _, left, _ = self.area
+        rows = slice((region.top - top) * self.scale, (region.bottom - top) * self.scale)
+        return ..., rows, slice((region.left - left) * self.scale, (region.right - left) * self.scale)
 
 
 def as_input(image: Array, device: torch.device) -> Tensor:
@@ -422,8 +487,9 @@ class _Painting:
     def bands(self) -> Iterator[Array]:
         done = 0
         threads = self.engine.threads
+        keep = reused_memory() if self.engine.device.type == "cpu" else nullcontext()
         try:
-            with ThreadPoolExecutor(threads, initializer=_one_thread) as pool:
+            with keep, ThreadPoolExecutor(threads, initializer=_one_thread) as pool:
                 while done < self.task.painted[0]:
                     failed = False
                     try:
@@ -437,13 +503,14 @@ class _Painting:
                     # Outside the handler, whose traceback would keep the failed band's tensors alive.
                     if failed:
                         self._shrink()
+                if not self.source.again:
+                    self.source.forget()
         finally:
             if threads > 1:  # what the painting threads set for themselves has become the default of threads to come
                 torch.set_num_threads(threads)
 
     def _shrink(self) -> None:
-        for _, features in self.source.views:
-            features.forget()
+        self.source.forget()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
         elif self.engine.device.type == "mps":
@@ -451,8 +518,8 @@ class _Painting:
         smaller = self.plan.halved()
         if smaller is None:
             raise MemoryBudgetError(
-                f"out of memory on {self.engine.device} with the smallest plan, tiles of {self.plan.tile_px} pixels;"
-                " close other programs, use --device cpu or choose a smaller output"
+                f"out of memory on {self.engine.device} with the smallest plan, tiles of {math.prod(self.plan.tile)}"
+                " pixels; close other programs, use --device cpu or choose a smaller output"
             )
         self.plan = smaller
 

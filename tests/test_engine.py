@@ -1,5 +1,6 @@
 """Plans change how a picture is painted, never what is painted."""
 
+import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -74,7 +75,7 @@ def planned(monkeypatch):
 @given(
     image=st.tuples(st.integers(1, 33), st.integers(1, 33)),
     grow=st.tuples(st.floats(1, 5), st.floats(1, 5)),
-    tile=st.integers(1, 20),
+    tile=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     rows=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     hold=st.booleans(),
 )
@@ -203,7 +204,7 @@ def test_the_ensemble_is_the_mean_of_eight_views(name):
             answer = np.rot90(paint(engine, seen, (29, 40) if turn % 2 == 0 else (40, 29)), -turn)
             expected += (answer[:, ::-1] if mirrored else answer) / 8
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rooms, "make_plan", lambda *args, **options: Plan(9, 3, 4, False))
+        patch.setattr(rooms, "make_plan", lambda *args, **options: Plan((9, 7), 3, 4, False))
         got = np.concatenate(list(engine.open(pixels, ensemble=True).bands((29, 40))))
     assert np.abs(got - expected).max() <= 1e-5
 
@@ -248,7 +249,7 @@ def test_out_of_memory_halves_the_plan_and_repeats_the_band(planned, monkeypatch
         return encode(image)
 
     monkeypatch.setattr(engine.model, "encode", short_of_memory)
-    planned(Plan(tile_px=128, code_rows=64, band_rows=64, hold_features=True))
+    planned(Plan((128, 128), code_rows=64, band_rows=64, hold_features=True))
     monkeypatch.setattr(rooms, "LEAST_TILE", 4)
     assert np.abs(paint(engine, pixels, (90, 90)) - expected).max() <= 1e-5
     assert max(attempts) > 25 >= min(attempts)
@@ -257,7 +258,7 @@ def test_out_of_memory_halves_the_plan_and_repeats_the_band(planned, monkeypatch
 def test_out_of_memory_at_the_smallest_plan_is_an_error(planned, monkeypatch):
     engine = make("liif")
     monkeypatch.setattr(engine.model, "encode", lambda image: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
-    planned(Plan(64, 8, 8, True))
+    planned(Plan((64, 64), 8, 8, True))
     with pytest.raises(MemoryBudgetError, match="out of memory on cpu with the smallest plan"):
         paint(engine, picture(30, 30), (60, 60))
 
@@ -275,7 +276,7 @@ def test_plans_fit_their_budgets_and_use_them():
     sizes = []
     for budget in (2**26, 2**28, 2**30):
         plan = rooms.make_plan(engine.model, torch.float32, task, budget, gpu=False, threads=2)
-        sizes.append(plan.tile_px * plan.code_rows)
+        sizes.append(math.prod(plan.tile) * plan.code_rows)
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
 

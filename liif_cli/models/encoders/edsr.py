@@ -14,8 +14,8 @@ class ResidualBlock(nn.Module):
         self.res_scale = res_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.body(x)
-        return x + residual if self.res_scale == 1 else x.add(residual, alpha=self.res_scale)
+        residual: Tensor = self.body(x)
+        return residual.add_(x) if self.res_scale == 1 else x.add(residual, alpha=self.res_scale)
 
 
 class EDSR(ResidualEncoder):

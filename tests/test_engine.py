@@ -1,6 +1,9 @@
 """Plans change how a picture is painted, never what is painted."""
 
+import importlib.util
+import json
 import math
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -288,6 +291,55 @@ def test_the_painter_for_gpus_paints_the_same_on_a_cpu(name, monkeypatch):
     monkeypatch.setattr(liif, "_CPUPainter", liif._GPUPainter)
     monkeypatch.setattr(liif, "GPU_BLOCK_QUERIES", 1000)
     assert np.abs(paint(make(name), pixels, (61, 74)) - expected).max() <= 1e-5
+
+
+FUSED = """
+import torch
+from liif_cli import coords
+from liif_cli.models import build, fused, liif
+
+torch.manual_seed(3)
+for hidden, ensemble in (([128, 128], True), ([256, 256, 256, 256], True), ([256, 256], False), ([32], True)):
+    encoder = {"name": "edsr", "args": {"n_resblocks": 1, "n_feats": 8, "no_upsampling": True}}
+    mlp = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": hidden}}
+    spec = {"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": mlp, "local_ensemble": ensemble}}
+    model = build(spec).half()
+    rows, columns = coords.axis(19, 5.5, origin=0.5), coords.axis(21, 7)
+    with torch.inference_mode():
+        field = model.fold(torch.randn(1, 8, 6, 7).half(), torch.tensor([rows.cell, columns.cell]))
+        painter = liif._GPUPainter(field, rows, columns)
+        axes = fused.Corner.of(painter.vertical), fused.Corner.of(painter.horizontal)
+        fast = fused.paint(painter.codes, *axes, fused.layers(painter.of_relative, *painter.decoder))
+        plain = painter.paint()
+        model.float()
+        exact = model.fold(torch.zeros(1, 8, 6, 7), torch.zeros(2))
+        exact.codes = field.codes.float()
+        exact = exact.paint(rows, columns)
+    assert fast.shape == exact.shape and exact.std() > 0.01
+    ours, theirs = ((answer - exact).abs().max() for answer in (fast, plain))
+    assert ours <= max(1.2 * theirs, 2e-4), (hidden, ensemble, ours, theirs)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_fused_kernel_interpreted_is_as_near_to_float32_as_single_operations():
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    run = subprocess.run([sys.executable, "-c", FUSED], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_fused_kernel_is_taken_and_paints_as_single_operations_do(dtype, monkeypatch):
+    spec = json.loads(json.dumps(NETWORKS["liif"]))
+    spec["args"]["imnet_spec"]["args"]["hidden_list"] = [256, 256, 256, 256]
+    engine = Engine(build(spec), torch.device("cuda"), dtype, 2**33)
+    proven = {}
+    monkeypatch.setattr(liif._GPUPainter, "proven", proven)
+    fused = paint(engine, picture(200, 300), (540, 801))
+    assert list(proven.values()) == [True]
+    monkeypatch.setattr(liif._GPUPainter, "_paint_fused", lambda _: None)
+    assert np.abs(fused - paint(engine, picture(200, 300), (540, 801))).max() < 0.02
 
 
 @pytest.mark.parametrize("painter", ["_CPUPainter", "_GPUPainter"])

@@ -14,8 +14,9 @@ cell]`` and blends the answers. Nothing in that needs a 576-channel map:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,11 @@ from liif_cli.models.mlp import MLP
 # tenth more in calls, twice as much brings nothing. A GPU wants enough of them to fill it.
 CPU_BLOCK_BYTES = 2**20
 GPU_BLOCK_QUERIES = 2**20
+# What a fused kernel shows what it paints on, and how far rounding may take it from the same in single operations.
+PATCH, PATCH_TOLERANCE = 64, 0.05
+EVERYTHING = slice(None)
+
+logger = logging.getLogger(__name__)
 
 
 class LIIF(Model):
@@ -252,7 +258,10 @@ class _CPUPainter:
 
 
 class _GPUPainter:
-    """The same arithmetic in few large operations, a block of rows at a time."""
+    """The same arithmetic in few large operations, a block of rows at a time; or, in half precision on CUDA, in one
+    kernel of Triton's, after it has painted a patch as these operations do."""
+
+    proven: ClassVar[dict[tuple[Any, ...], bool]] = {}  # whether it did, by device and decoder
 
     def __init__(self, field: LIIFField, rows: Axis, columns: Axis) -> None:
         self.decoder = _decoder(field)
@@ -263,8 +272,43 @@ class _GPUPainter:
         self.horizontal = Corners(*(part.to(device) for part in _single(horizontal)))
         self.row_part = (self.vertical.relative[..., None] * field.of_relative[:, 0].float()).to(dtype)
         self.column_part = (self.horizontal.relative[..., None] * field.of_relative[:, 1].float()).to(dtype)
+        self.of_relative = field.of_relative.T
 
     def paint(self) -> Tensor:
+        painted = None
+        if self.codes.device.type == "cuda" and self.codes.dtype != torch.float32:
+            with torch.cuda.device(self.codes.device):
+                painted = self._paint_fused()
+        return self._paint_blocks() if painted is None else painted
+
+    def _paint_fused(self) -> Tensor | None:
+        shapes = tuple(weight.shape for weight, _ in self.decoder.hidden)
+        kind = (self.codes.device, self.codes.dtype, self.codes.shape[-1], shapes, len(self.vertical.code))
+        if self.proven.get(kind) is False:
+            return None
+        try:
+            from liif_cli.models import fused
+
+            decoder = fused.layers(self.of_relative, *self.decoder)
+            if decoder is None:
+                return None
+            codes = self.codes.contiguous()
+            if kind not in self.proven:
+                patch = slice(0, PATCH)
+                axes = (fused.Corner.of(self.vertical, patch), fused.Corner.of(self.horizontal, patch))
+                got, expected = fused.paint(codes, *axes, decoder), self._block(patch, patch)
+                self.proven[kind] = torch.allclose(got, expected, rtol=0, atol=PATCH_TOLERANCE)
+            if not self.proven[kind]:
+                return None
+            return fused.paint(codes, fused.Corner.of(self.vertical), fused.Corner.of(self.horizontal), decoder)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # no Triton, no compiler for it to use, a device it does not know
+            logger.info("painting in single operations: %s", error)
+            self.proven[kind] = False
+            return None
+
+    def _paint_blocks(self) -> Tensor:
         corner_count, rows = self.vertical.code.shape
         columns = self.horizontal.code.shape[1]
         out = torch.empty(rows, columns, 3, device=self.codes.device)
@@ -273,18 +317,18 @@ class _GPUPainter:
             out[top : top + height] = self._block(slice(top, top + height))
         return out
 
-    def _block(self, rows: slice) -> Tensor:
+    def _block(self, rows: slice, columns: slice = EVERYTHING) -> Tensor:
         blended: Tensor | None = None
         total: Tensor | None = None
         for vertical in range(self.vertical.code.shape[0]):
             # The row part goes to the codes before they are spread over the columns: fewer of them.
             line = self.codes[self.vertical.code[vertical, rows]] + self.row_part[vertical, rows, None]
             for horizontal in range(self.horizontal.code.shape[0]):
-                x = line[:, self.horizontal.code[horizontal]].add_(self.column_part[horizontal]).relu_()
-                x = x.flatten(0, 1)
+                x = line[:, self.horizontal.code[horizontal, columns]]
+                x = x.add_(self.column_part[horizontal, columns]).relu_().flatten(0, 1)
                 for weight, bias in self.decoder.hidden:
                     x = torch.addmm(bias, x, weight).relu_()
-                share = self.vertical.weight[vertical, rows, None] * self.horizontal.weight[horizontal]
+                share = self.vertical.weight[vertical, rows, None] * self.horizontal.weight[horizontal, columns]
                 share = share.flatten()[:, None].to(x.dtype)
                 x = x.mul_(share)
                 blended = x if blended is None else blended.add_(x)
@@ -294,7 +338,7 @@ class _GPUPainter:
         weight, bias = self.decoder.last
         # As in _CPUPainter: rounded shares do not add up to one.
         values = (blended.float() @ weight).div_(total).add_(bias)
-        return values.view(-1, self.horizontal.code.shape[1], 3)
+        return values.view(len(line), -1, 3)
 
 
 def _single(parts: Corners) -> Corners:

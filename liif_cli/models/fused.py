@@ -1,0 +1,196 @@
+"""Painting on a GPU in one kernel: gather, hidden layers, last layer and blend, without a hidden state in main memory.
+
+In single operations a hidden state of the paper's decoder, four corners of 256 halves each, travels to memory and back
+for every layer, which takes longer than the matrix products. Here a program keeps those of 32 pixels (128 corners) on
+the chip from the codes to the colours. The last layer comes before the blend, which is the same since both are linear;
+its weights are in two halves each, a number and what rounding took from it, so that they count as if in float32.
+
+``liif._GPUPainter`` is the same in plain operations, what this is tried against and what is used where this is not.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from liif_cli.coords import Corners
+
+# Units of a hidden layer in one piece. Wider layers go in two, since a program's registers hold no more.
+PIECE = 128
+# Columns of the last layer's matrix: the fewest a tensor core takes.
+LAST = 16
+
+
+class Corner(NamedTuple):
+    """One axis of what is painted, for each of its K corners: (K, n)."""
+
+    code: Tensor  # int32
+    relative: Tensor  # float32
+    weight: Tensor  # float32
+
+    @classmethod
+    def of(cls, corners: Corners, pixels: slice = slice(None)) -> Corner:
+        """Those of some of the pixels on an axis, laid out for the kernel."""
+        code, relative, weight = (part[:, pixels].contiguous() for part in corners)
+        return cls(code.int(), relative.float(), weight.float())
+
+
+class Layers(NamedTuple):
+    """A decoder whose hidden layers are all of one width H, in half precision but for the biases."""
+
+    relative: Tensor  # (2, H) float32: what the first layer makes of the place in a code's pixel
+    hidden: Tensor  # (n, H, H), in x out
+    bias: Tensor  # (n, H) float32
+    last: Tensor  # (2, H, LAST): the last layer's weights, and what is left of them after rounding
+    last_bias: Tensor  # (LAST,) float32
+
+
+def layers(relative: Tensor, hidden: list[tuple[Tensor, Tensor]], last: tuple[Tensor, Tensor]) -> Layers | None:
+    """A decoder's layers as the kernel reads them; None for one it does not do: in float32, of widths that differ or
+    are no power of two from 16 to 256.
+
+    ``relative`` is (2, H), the weights (in, out), the last layer (H, 3) in float32.
+    """
+    dtype, width = relative.dtype, relative.shape[1]
+    if dtype not in (torch.float16, torch.bfloat16) or width not in (16, 32, 64, 128, 256):
+        return None
+    if any(weight.shape != (width, width) for weight, _ in hidden):
+        return None
+    weight, bias = last
+    padded = weight.new_zeros(width, LAST)
+    padded[:, : weight.shape[1]] = weight
+    high = padded.to(dtype)
+    last_bias = bias.new_zeros(LAST)
+    last_bias[: len(bias)] = bias
+    empty = relative.new_empty(0, width)
+    return Layers(
+        relative.float().contiguous(),
+        torch.stack([weight for weight, _ in hidden]).contiguous() if hidden else empty,
+        torch.stack([bias.float() for _, bias in hidden]).contiguous() if hidden else empty.float(),
+        torch.stack([high, (padded - high.float()).to(dtype)]),
+        last_bias,
+    )
+
+
+def paint(codes: Tensor, rows: Corner, columns: Corner, decoder: Layers) -> Tensor:
+    """Codes (h, w, H), contiguous, to colours (rows, columns, 3) in float32."""
+    height, width = rows.code.shape[1], columns.code.shape[1]
+    out = torch.empty(height, width, 3, device=codes.device)
+    hidden = codes.shape[-1]
+    pieces = max(1, hidden // PIECE)
+    corners = len(rows.code)
+    # What a program holds without spilling registers: one group of four warps, or two where each holds two pieces.
+    across, down = 8, 8 * pieces // corners**2
+    _paint[(triton.cdiv(height, down) * triton.cdiv(width, across),)](
+        codes,
+        *rows,
+        *columns,
+        *decoder,
+        out,
+        height,
+        width,
+        codes.shape[1],
+        WIDTH=hidden // pieces,
+        PIECES=pieces,
+        LAYERS=len(decoder.hidden),
+        LAST=LAST,
+        CORNERS=corners,
+        DOWN=down,
+        ACROSS=across,
+        num_warps=4 * pieces,
+    )
+    return out
+
+
+@triton.jit
+def _product(state, matrix, total, WIDTH: tl.constexpr, HIDDEN: tl.constexpr):
+    """A piece of a hidden state times a piece of a layer's matrix, added to a total."""
+    unit = tl.arange(0, WIDTH)
+    return tl.dot(state, tl.load(matrix + unit[:, None] * HIDDEN + unit[None, :]), total)
+
+
+@triton.jit
+def _first_state(code, down, right, of_relative, HIDDEN: tl.constexpr):
+    """A piece of the first hidden state: the code and what the place in its pixel adds to it."""
+    state = code.to(tl.float32)
+    state += down[:, None] * tl.load(of_relative)[None, :] + right[:, None] * tl.load(of_relative + HIDDEN)[None, :]
+    return tl.maximum(state, 0.0).to(code.dtype)
+
+
+@triton.jit
+def _paint(
+    codes,
+    row_code,
+    row_relative,
+    row_weight,
+    column_code,
+    column_relative,
+    column_weight,
+    of_relative,
+    hidden_weight,
+    hidden_bias,
+    last_weight,
+    last_bias,
+    out,
+    height,
+    width,
+    codes_width,
+    WIDTH: tl.constexpr,
+    PIECES: tl.constexpr,
+    LAYERS: tl.constexpr,
+    LAST: tl.constexpr,
+    CORNERS: tl.constexpr,  # on an axis
+    DOWN: tl.constexpr,
+    ACROSS: tl.constexpr,
+):
+    HIDDEN: tl.constexpr = WIDTH * PIECES
+    PIXELS: tl.constexpr = DOWN * ACROSS
+    BOTH: tl.constexpr = CORNERS * CORNERS
+    tiles_across = tl.cdiv(width, ACROSS)
+    top = tl.program_id(0) // tiles_across * DOWN
+    left = tl.program_id(0) % tiles_across * ACROSS
+
+    # Corners of a pixel lie beside each other: number = pixel * BOTH + corner. Pixels outside repeat the last one.
+    number = tl.arange(0, PIXELS * BOTH)
+    pixel, corner = number // BOTH, number % BOTH
+    row = corner // CORNERS * height + tl.minimum(top + pixel // ACROSS, height - 1)
+    column = corner % CORNERS * width + tl.minimum(left + pixel % ACROSS, width - 1)
+    place = tl.load(row_code + row).to(tl.int64) * codes_width + tl.load(column_code + column)
+    down, right = tl.load(row_relative + row), tl.load(column_relative + column)
+
+    unit = tl.arange(0, WIDTH)
+    code = codes + place[:, None] * HIDDEN + unit[None, :]
+    dtype = codes.dtype.element_ty
+    state = _first_state(tl.load(code), down, right, of_relative + unit, HIDDEN)
+    if PIECES == 2:
+        second = _first_state(tl.load(code + WIDTH), down, right, of_relative + WIDTH + unit, HIDDEN)
+    for layer in tl.range(LAYERS, num_stages=1):
+        matrix = hidden_weight + layer * HIDDEN * HIDDEN
+        bias = hidden_bias + layer * HIDDEN + unit
+        nothing = tl.zeros((PIXELS * BOTH, WIDTH), tl.float32)
+        total = _product(state, matrix, nothing, WIDTH, HIDDEN)
+        if PIECES == 2:
+            total = _product(second, matrix + WIDTH * HIDDEN, total, WIDTH, HIDDEN)
+            other = _product(state, matrix + WIDTH, nothing, WIDTH, HIDDEN)
+            other = _product(second, matrix + WIDTH * HIDDEN + WIDTH, other, WIDTH, HIDDEN)
+            second = tl.maximum(other + tl.load(bias + WIDTH)[None, :], 0.0).to(dtype)
+        state = tl.maximum(total + tl.load(bias)[None, :], 0.0).to(dtype)
+
+    channel = tl.arange(0, LAST)
+    matrix = last_weight + unit[:, None] * LAST + channel[None, :]
+    values = tl.dot(state, tl.load(matrix))
+    values = tl.dot(state, tl.load(matrix + HIDDEN * LAST), values)
+    if PIECES == 2:
+        values = tl.dot(second, tl.load(matrix + WIDTH * LAST), values)
+        values = tl.dot(second, tl.load(matrix + (HIDDEN + WIDTH) * LAST), values)
+    values *= (tl.load(row_weight + row) * tl.load(column_weight + column))[:, None]
+    values = tl.sum(tl.reshape(values, (PIXELS, BOTH, LAST)), axis=1) + tl.load(last_bias + channel)[None, :]
+
+    pixel = tl.arange(0, PIXELS)
+    y, x = top + pixel // ACROSS, left + pixel % ACROSS
+    inside = ((y < height) & (x < width))[:, None] & (channel < 3)[None, :]
+    tl.store(out + (y.to(tl.int64) * width + x)[:, None] * 3 + channel[None, :], values, mask=inside)

@@ -5,7 +5,7 @@ for every layer, which takes longer than the matrix products. Here a program kee
 the chip from the codes to the colours. The last layer comes before the blend, which is the same since both are linear;
 its weights are in two halves each, a number and what rounding took from it, so that they count as if in float32.
 
-``liif._GPUPainter`` is the same in plain operations, what this is tried against and what is used where this is not.
+``liif._GPUPainter`` is the same in plain operations: what this is tried against, and what is used where it is better.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ cell]`` and blends the answers. Nothing in that needs a 576-channel map:
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -33,8 +33,8 @@ from liif_cli.models.mlp import MLP
 # tenth more in calls, twice as much brings nothing. A GPU wants enough of them to fill it.
 CPU_BLOCK_BYTES = 2**20
 GPU_BLOCK_QUERIES = 2**20
-# What a fused kernel shows what it paints on, and how far rounding may take it from the same in single operations.
-PATCH, PATCH_TOLERANCE = 64, 0.05
+# The side of the patch on which a fused kernel is tried, and how far rounding may take it from single operations.
+PATCH, PATCH_TOLERANCE = 256, 0.05
 EVERYTHING = slice(None)
 
 logger = logging.getLogger(__name__)
@@ -259,9 +259,9 @@ class _CPUPainter:
 
 class _GPUPainter:
     """The same arithmetic in few large operations, a block of rows at a time; or, in half precision on CUDA, in one
-    kernel of Triton's, after it has painted a patch as these operations do."""
+    kernel of Triton's, once it has painted a patch as these operations do, and faster."""
 
-    proven: ClassVar[dict[tuple[Any, ...], bool]] = {}  # whether it did, by device and decoder
+    better: ClassVar[dict[tuple[Any, ...], bool]] = {}  # whether it did, by device and decoder
 
     def __init__(self, field: LIIFField, rows: Axis, columns: Axis) -> None:
         self.decoder = _decoder(field)
@@ -275,16 +275,17 @@ class _GPUPainter:
         self.of_relative = field.of_relative.T
 
     def paint(self) -> Tensor:
-        painted = None
         if self.codes.device.type == "cuda" and self.codes.dtype != torch.float32:
             with torch.cuda.device(self.codes.device):
                 painted = self._paint_fused()
-        return self._paint_blocks() if painted is None else painted
+            if painted is not None:
+                return painted
+        return self._paint_blocks()
 
     def _paint_fused(self) -> Tensor | None:
         shapes = tuple(weight.shape for weight, _ in self.decoder.hidden)
         kind = (self.codes.device, self.codes.dtype, self.codes.shape[-1], shapes, len(self.vertical.code))
-        if self.proven.get(kind) is False:
+        if self.better.get(kind) is False:
             return None
         try:
             from liif_cli.models import fused
@@ -293,19 +294,26 @@ class _GPUPainter:
             if decoder is None:
                 return None
             codes = self.codes.contiguous()
-            if kind not in self.proven:
+
+            def paint(pixels: slice = EVERYTHING) -> Tensor:
+                rows, columns = (fused.Corner.of(corners, pixels) for corners in (self.vertical, self.horizontal))
+                return fused.paint(codes, rows, columns, decoder)
+
+            if kind not in self.better:
                 patch = slice(0, PATCH)
-                axes = (fused.Corner.of(self.vertical, patch), fused.Corner.of(self.horizontal, patch))
-                got, expected = fused.paint(codes, *axes, decoder), self._block(patch, patch)
-                self.proven[kind] = torch.allclose(got, expected, rtol=0, atol=PATCH_TOLERANCE)
-            if not self.proven[kind]:
-                return None
-            return fused.paint(codes, fused.Corner.of(self.vertical), fused.Corner.of(self.horizontal), decoder)
+                if min(self.vertical.code.shape[1], self.horizontal.code.shape[1]) < PATCH:
+                    return None
+                fast, painted = _timed(lambda: paint(patch))
+                plain, expected = _timed(lambda: self._block(patch, patch))
+                same = torch.allclose(painted, expected, rtol=0, atol=PATCH_TOLERANCE)
+                self.better[kind] = same and fast < plain
+                logger.info("one kernel: %.3f ms, single operations: %.3f ms, same: %s", fast, plain, same)
+            return paint() if self.better[kind] else None
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # no Triton, no compiler for it to use, a device it does not know
             logger.info("painting in single operations: %s", error)
-            self.proven[kind] = False
+            self.better[kind] = False
             return None
 
     def _paint_blocks(self) -> Tensor:
@@ -339,6 +347,17 @@ class _GPUPainter:
         # As in _CPUPainter: rounded shares do not add up to one.
         values = (blended.float() @ weight).div_(total).add_(bias)
         return values.view(len(line), -1, 3)
+
+
+def _timed(paint: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    """Milliseconds that a GPU takes to paint, once it is warm, and what it paints."""
+    paint()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    painted = paint()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end), painted
 
 
 def _single(parts: Corners) -> Corners:

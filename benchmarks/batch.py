@@ -76,7 +76,7 @@ def main() -> None:
         upscaler.OpenPicture.bands = timed(upscaler.OpenPicture.bands)  # type: ignore[method-assign]
         options = jobs.Options(upscaler.Sizing(scale=asked.scale), output=folder / "out")
         began = time.perf_counter()
-        plan = jobs.plan_jobs(jobs.find_sources([str(folder / "in")], recursive=False), options)
+        plan = jobs.plan_jobs(jobs.find_sources([str(folder / "in")], recursive=False).sources, options)
         report = Report(asked.count, model="", as_json=True, quiet=True, verbose=False, picture_to_stdout=False)
         with (folder / "log").open("w") as log, redirect_stdout(log), report:
             results = batch.run(plan.jobs, loaded, options, report)

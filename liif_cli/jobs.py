@@ -102,6 +102,13 @@ def is_folder(path: Path) -> bool:
 _A_BOX = r"(?:_[\d.]+(?:,[\d.]+){3})"
 
 
+class Found(NamedTuple):
+    """``passed_over``: files in folders that were looked through, or of patterns, of kinds that cannot be read."""
+
+    sources: list[Source]
+    passed_over: list[Path]
+
+
 class Plan(NamedTuple):
     """``left_out``: inputs that are themselves outputs of others in the list, from an earlier run."""
 
@@ -124,54 +131,63 @@ def _plain(text: str) -> Path:
 
 def find_sources(
     inputs: Sequence[str], *, recursive: bool, files: Iterable[Path] = (), apart: Path | None = None
-) -> list[Source]:
+) -> Found:
     """Files, folders, globs and ``-`` to a list of inputs, in order, none twice; then ``files``, which are no patterns.
 
     What is missing or empty stays in the list, to be reported when its turn comes. ``apart``, the folder where outputs
     go, is passed over where it lies within a folder that is looked through.
     """
     found: dict[str, Source] = {}
-    meant = [source for text in inputs for source in _meant(text, recursive, apart)]
-    meant += [source for path in files for source in _in_folder_or_itself(path, recursive, apart)]
-    for source in meant:
-        found.setdefault("-" if source.path == STANDARD else _place(source.path), source)
-    return list(found.values())
+    passed_over: dict[str, Path] = {}
+    looks = [_meant(text, recursive, apart) for text in inputs]
+    looks += [_in_folder_or_itself(path, recursive, apart) for path in files]
+    for sources, others in looks:
+        for source in sources:
+            found.setdefault("-" if source.path == STANDARD else _place(source.path), source)
+        passed_over.update((_place(path), path) for path in others)
+    return Found(list(found.values()), [path for place, path in passed_over.items() if place not in found])
 
 
-def _meant(text: str, recursive: bool, apart: Path | None) -> list[Source]:
+def _meant(text: str, recursive: bool, apart: Path | None) -> Found:
     if text == "-":
-        return [Source(STANDARD)]
+        return Found([Source(STANDARD)], [])
     if not os.path.lexists(text) and glob.has_magic(text):
         matches = sorted(map(_plain, glob.glob(text, recursive=True)))  # noqa: PTH207  patterns may be absolute
         if pictures := [Source(item) for item in matches if _is_picture_name(item)]:
-            return pictures
-        return [Source(_plain(text), problem=InputError(f"{text}: no picture matches this pattern"))]
+            return Found(pictures, list(filter(_is_of_another_kind, matches)))
+        return Found([Source(_plain(text), problem=InputError(f"{text}: no picture matches this pattern"))], [])
     return _in_folder_or_itself(_plain(text), recursive, apart)
 
 
-def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> list[Source]:
+def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> Found:
     if not is_folder(path):
-        return [Source(path)]
+        return Found([Source(path)], [])
     pictures = []
+    others: list[Path] = []
     unreadable: list[OSError] = []
     for folder, folders, names in os.walk(path, onerror=unreadable.append):
         # Hidden folders hold thumbnails and the like.
         kept = [name for name in sorted(folders) if recursive and not name.startswith(".")]
         folders[:] = [name for name in kept if apart is None or _place(Path(folder, name)) != _place(apart)]
-        items = (Path(folder, name) for name in sorted(names))
+        items = [Path(folder, name) for name in sorted(names)]
+        others += filter(_is_of_another_kind, items)
         pictures += [Source(item, item.parent.relative_to(path)) for item in items if _is_picture_name(item)]
     problems = [
         Source(Path(error.filename), problem=InputError(f"{error.filename}: cannot be read: {error.strerror}"))
         for error in unreadable
     ]
     if pictures or problems:
-        return pictures + problems
+        return Found(pictures + problems, others)
     hint = "" if recursive else "; add -r to look in its folders too"
-    return [Source(path, problem=InputError(f"{path}: no pictures in this folder{hint}"))]
+    return Found([Source(path, problem=InputError(f"{path}: no pictures in this folder{hint}"))], [])
 
 
 def _is_picture_name(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+
+
+def _is_of_another_kind(path: Path) -> bool:
+    return path.suffix.lower() not in EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
 def plan_jobs(sources: Sequence[Source], options: Options) -> Plan:
@@ -183,6 +199,7 @@ def plan_jobs(sources: Sequence[Source], options: Options) -> Plan:
     jobs = [_job(source, exact, options) for source in sources]
     jobs, left_out = _without_outputs(jobs, options)
     _refuse_collisions(jobs, options.sizing.label or "WIDTHxHEIGHT")
+    _refuse_idle_quality(jobs, options)
     return Plan(jobs, left_out)
 
 
@@ -264,15 +281,32 @@ def _place(path: Path) -> str:
 
 def _refuse_collisions(jobs: Sequence[Job], label: str) -> None:
     taken: dict[tuple[str, str, str | None], Job] = {}
+    collisions: list[tuple[Job, Job]] = []
     for job in jobs:
         # Names that differ in case only are one file on many systems.
         key = (_place(job.folder), job.stem.casefold(), job.extension)
         other = taken.setdefault(key, job)
         if other is not job and job.source.problem is None and other.source.problem is None:
-            raise UsageError(
-                f"{other.source.path} and {job.source.path} would both be written as {job.stem}_{label}{job.extension}"
-                f" in {job.folder}; rename one, or upscale them into different folders"
-            )
+            collisions.append((other, job))
+    if collisions:
+        other, job = collisions[0]
+        more = f" ({len(collisions) - 1} more like this)" if len(collisions) > 1 else ""
+        raise UsageError(
+            f"{other.source.path} and {job.source.path} would both be written as {job.stem}_{label}{job.extension}"
+            f" in {job.folder}{more}; rename one, or upscale them into different folders"
+        )
+
+
+def _refuse_idle_quality(jobs: Sequence[Job], options: Options) -> None:
+    """A quality that no output would have is a misunderstanding: most likely of which format is written."""
+    names = [job.exact or Path(f"{job.stem}{job.extension}") for job in jobs if job.extension or job.exact]
+    formats = {format_of(name, options.format) for name in names if name != STANDARD}
+    if options.quality is not None and formats and not any(known.lossy for known in formats):
+        written = " and ".join(sorted(known.name for known in formats))
+        raise UsageError(
+            f"--quality {options.quality}: {written} has no loss to choose; leave it out, or choose --format jpg,"
+            " webp or avif"
+        )
 
 
 class _StandardInput(io.BytesIO):

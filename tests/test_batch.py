@@ -80,7 +80,7 @@ def go(names: str, painter: upscaler.Upscaler, log: Log | None = None, **options
     fail_fast = options.pop("fail_fast", False)
     limit_process = options.pop("limit_process", False)
     wanted = jobs.Options(upscaler.Sizing(scale=2.0), **options)
-    plan = jobs.plan_jobs(jobs.find_sources([f"{name}.png" for name in names], recursive=False), wanted)
+    plan = jobs.plan_jobs(jobs.find_sources([f"{name}.png" for name in names], recursive=False).sources, wanted)
     return batch.run(plan.jobs, painter, wanted, log or Log(), fail_fast=fail_fast, limit_process=limit_process)
 
 

@@ -152,6 +152,7 @@ def test_names_that_no_file_can_have(upscale: Cli, tmp_path: Path) -> None:
         (["--scale", "2", "-o", ""], "name a file or a folder"),
         (["--scale", "2", "-o", "photo.png/"], "is a file, and a folder is needed"),
         (["--scale", "2", "--quality", "0"], "--quality"),
+        (["--scale", "2", "--quality", "90"], "--quality 90: PNG has no loss to choose"),
         (["--scale", "2", "--max-pixels", "0"], "--max-pixels"),
         (["--scale", "2", "--overwrite", "--skip-existing"], "contradict"),
         (["--scale", "2", "-q", "-v"], "contradict"),

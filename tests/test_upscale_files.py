@@ -75,6 +75,19 @@ def test_outputs_of_another_size_are_no_inputs_either(upscale: Cli, photos: Path
     assert "a_x2.5_0,0,4,4.5.png" in tree(photos)
 
 
+def test_files_of_other_kinds_are_named_and_left_out(upscale: Cli, photos: Path) -> None:
+    for name in ("phone.mov", "notes.txt", ".hidden", "raw.cr2", "sound.wav"):
+        (photos / name).write_bytes(b"something")
+    ran = upscale("photos", "--scale", "2")
+    assert ran.code == 0
+    assert ran.err.startswith(
+        "liif: left out, being of kinds that are not read: photos/notes.txt, photos/phone.mov, photos/raw.cr2"
+        " and 1 more\n"
+    )
+    assert upscale("photos", "--scale", "2", "-q", "--overwrite").err == ""
+    assert "notes.txt" not in upscale("photos/a.jpg", "photos/*.jp*", "--scale", "3").err
+
+
 def test_windows_of_a_picture_have_names_of_their_own(upscale: Cli, tmp_path: Path, photos: Path) -> None:
     for box in ("0,0,4,4", "4,0,8,4"):
         assert upscale("photos/a.jpg", "--scale", "3", "--box", box, "-o", "out/", "--skip-existing").code == 0

@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from liif_cli import __version__
 from liif_cli.cli.eval import evaluate
 from liif_cli.cli.fetch_weights import fetch_weights
+from liif_cli.cli.machine import flag
 from liif_cli.cli.stopping import stoppable
 from liif_cli.cli.train import train
 from liif_cli.cli.upscale import EXAMPLES, upscale
@@ -59,6 +61,16 @@ def _drop_unwritten() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Command(TyperCommand):
+    """A command whose ``--help`` looks like the other flags."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
 app = typer.Typer(
     name="liif",
     help="Photographs at any size: arbitrary-scale super-resolution with LIIF.",
@@ -67,10 +79,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(epilog=EXAMPLES)(guarded(upscale))
-app.command("train")(guarded(train))
-app.command("fetch-weights")(guarded(fetch_weights))
-app.command("eval")(guarded(evaluate))
+app.command(epilog=EXAMPLES, cls=_Command)(guarded(upscale))
+app.command("train", cls=_Command)(guarded(train))
+app.command("fetch-weights", cls=_Command)(guarded(fetch_weights))
+app.command("eval", cls=_Command)(guarded(evaluate))
 
 
 def _print_version(wanted: bool) -> None:
@@ -82,7 +94,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, flag("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
     pass

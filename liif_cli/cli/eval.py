@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption
+from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption, flag
 from liif_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ def evaluate(
     ] = None,
     fetch: Annotated[
         bool,
-        typer.Option(
-            "--fetch", help="Download known data sets that are not here into the cache.", rich_help_panel=WHAT
-        ),
+        flag("--fetch", help="Download known data sets that are not here into the cache.", rich_help_panel=WHAT),
     ] = False,
     color: Annotated[
         str,
@@ -107,10 +105,10 @@ def evaluate(
     ] = "paper",
     lpips: Annotated[
         bool,
-        typer.Option("--lpips", help="Score LPIPS too; needs pip install 'liif\\[eval]'.", rich_help_panel=HOW),
+        flag("--lpips", help="Score LPIPS too; needs pip install 'liif\\[eval]'.", rich_help_panel=HOW),
     ] = False,
     published: Annotated[
-        bool, typer.Option("--published", help="Show scores in print beside.", rich_help_panel=OUTPUT)
+        bool, flag("--published", help="Show scores in print beside.", rich_help_panel=OUTPUT)
     ] = False,
     json_file: Annotated[
         Path | None,
@@ -128,7 +126,7 @@ def evaluate(
         ),
     ] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the tables as a README has them.", rich_help_panel=OUTPUT)
+        bool, flag("--markdown", help="Print the tables as a README has them.", rich_help_panel=OUTPUT)
     ] = False,
     report: Annotated[
         Path | None,
@@ -144,7 +142,7 @@ def evaluate(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Take over what an earlier run has scored already.", rich_help_panel=OUTPUT),
+        flag("--resume", help="Take over what an earlier run has scored already.", rich_help_panel=OUTPUT),
     ] = False,
     device: DeviceOption = "auto",
     precision: Annotated[
@@ -158,10 +156,10 @@ def evaluate(
     ] = "float32",
     memory: MemoryOption = None,
     quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print errors only, and what is asked for.", rich_help_panel=PANEL)
+        bool, flag("-q", "--quiet", help="Print errors only, and what is asked for.", rich_help_panel=PANEL)
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Print every picture's score.", rich_help_panel=PANEL)
+        bool, flag("-v", "--verbose", help="Print every picture's score.", rich_help_panel=PANEL)
     ] = False,
 ) -> None:
     """Score models on benchmark pictures, by the published protocol.

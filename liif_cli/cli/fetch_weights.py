@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from liif_cli.cli.machine import flag
 from liif_cli.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -25,12 +26,10 @@ def fetch_weights(
         list[str] | None,
         typer.Argument(metavar="NAME", help="Models of the registry; --list shows them.", show_default=False),
     ] = None,
-    show: Annotated[
-        bool, typer.Option("--list", help="Show every model: where it is, its size, scores and licence.")
-    ] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Fetch every model of the registry.")] = False,
+    show: Annotated[bool, flag("--list", help="Show every model: where it is, its size, scores and licence.")] = False,
+    everything: Annotated[bool, flag("--all", help="Fetch every model of the registry.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Hold the models that are here, or those named, against their checksums.")
+        bool, flag("--verify", help="Hold the models that are here, or those named, against their checksums.")
     ] = False,
     source: Annotated[
         str | None,
@@ -70,9 +69,9 @@ def fetch_weights(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Fetch again what is here; replace another model of the same --name.")
+        bool, flag("--overwrite", help="Fetch again what is here; replace another model of the same --name.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a model.")] = False,
+    as_json: Annotated[bool, flag("--json", help="Print one JSON object a model.")] = False,
 ) -> None:
     """Download, convert and check models.
 

@@ -1,12 +1,16 @@
-"""Options that several commands share: where and within what to compute."""
+"""What the options of several commands share: where and within what to compute, and how flags look."""
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 import typer
 
 PANEL = "Model and machine"
+
+# An option without a word for its value, as it takes none.
+flag = functools.partial(typer.Option, metavar="")
 
 DeviceOption = Annotated[
     str,

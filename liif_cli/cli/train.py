@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from liif_cli.cli.machine import PANEL, DeviceOption
+from liif_cli.cli.machine import PANEL, DeviceOption, flag
 from liif_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -68,26 +68,27 @@ def train(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved settings and leave.", rich_help_panel=RECIPE)
+        bool, flag("--dry-run", help="Print the resolved settings and leave.", rich_help_panel=RECIPE)
     ] = False,
-    show: Annotated[bool, typer.Option("--list", help="Show the recipes and leave.", rich_help_panel=RECIPE)] = False,
+    show: Annotated[bool, flag("--list", help="Show the recipes and leave.", rich_help_panel=RECIPE)] = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the run in the folder, if one was begun.", rich_help_panel=RUN),
+        flag("--resume", help="Go on with the run in the folder, if one was begun.", rich_help_panel=RUN),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew where there is a run already.", rich_help_panel=RUN)
+        bool, flag("--overwrite", help="Begin anew where there is a run already.", rich_help_panel=RUN)
     ] = False,
     device: DeviceOption = "auto",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=PANEL)] = False,
+    quiet: Annotated[bool, flag("-q", "--quiet", help="Print errors only.", rich_help_panel=PANEL)] = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Name every picture left out.", rich_help_panel=PANEL)
+        bool, flag("-v", "--verbose", help="Name every picture left out.", rich_help_panel=PANEL)
     ] = False,
 ) -> int:
     """Train a model on your own pictures, or repeat the paper's experiments.
 
-    Pictures are decoded once, into the cache. The run's folder holds the settings, the log,
-    what to go on from and the model; Ctrl-C saves before it leaves.
+    Pictures are decoded once, into the cache. The run's folder holds the
+    settings, the log, what to go on from and the model; Ctrl-C saves before it
+    leaves.
 
     [bold]Train the bundled kind of model on a folder of photographs:[/bold]
       liif train liif-light --data photos --val some-others

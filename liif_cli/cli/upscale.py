@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import re
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption
+from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption, flag
 from liif_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -39,9 +38,6 @@ find . -name '*.jpg' -print0 | liif upscale --files-from - --scale 2 --json
 [bold]Exit codes[/bold]
 0 all done, 1 some inputs failed, 2 wrong usage, 3 model, 4 out of memory, 5 cannot write, 130 interrupted
 """
-
-# Without a word for its value, as it takes none.
-_flag = functools.partial(typer.Option, metavar="")
 
 
 def _number(text: str) -> float:
@@ -134,17 +130,17 @@ def upscale(
         typer.Option(parser=_percent, metavar="N", help="Of formats with loss, 1 to 100.", rich_help_panel=OUTPUT),
     ] = None,
     strip: Annotated[
-        bool, _flag("--strip", help="Leave EXIF and XMP out; the colour profile stays.", rich_help_panel=OUTPUT)
+        bool, flag("--strip", help="Leave EXIF and XMP out; the colour profile stays.", rich_help_panel=OUTPUT)
     ] = False,
     overwrite: Annotated[
         bool,
-        _flag(
+        flag(
             "--overwrite", help="Replace outputs that are there already; else they are refused.", rich_help_panel=OUTPUT
         ),
     ] = False,
     skip_existing: Annotated[
         bool,
-        _flag("--skip-existing", help="Leave out inputs whose output is there already.", rich_help_panel=OUTPUT),
+        flag("--skip-existing", help="Leave out inputs whose output is there already.", rich_help_panel=OUTPUT),
     ] = False,
     model: Annotated[
         str,
@@ -170,7 +166,7 @@ def upscale(
     memory: MemoryOption = None,
     direct: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--direct",
             help="Ask the network for every pixel at any scale. Without it the network paints at x4 at most, and"
             " bicubic interpolation goes on from there: closer to the truth, and faster.",
@@ -179,7 +175,7 @@ def upscale(
     ] = False,
     ensemble: Annotated[
         bool,
-        _flag(
+        flag(
             "--ensemble",
             help="Average eight views, turned and mirrored: slightly better, eight times slower.",
             rich_help_panel=PANEL,
@@ -187,7 +183,7 @@ def upscale(
     ] = False,
     recursive: Annotated[
         bool,
-        _flag("-r", "--recursive", help="Look in folders within folders; -o keeps the tree.", rich_help_panel=RUNNING),
+        flag("-r", "--recursive", help="Look in folders within folders; -o keeps the tree.", rich_help_panel=RUNNING),
     ] = False,
     files_from: Annotated[
         str | None,
@@ -199,10 +195,10 @@ def upscale(
     ] = None,
     dry_run: Annotated[
         bool,
-        _flag("--dry-run", help="Say what would be written, and write nothing.", rich_help_panel=RUNNING),
+        flag("--dry-run", help="Say what would be written, and write nothing.", rich_help_panel=RUNNING),
     ] = False,
     fail_fast: Annotated[
-        bool, _flag("--fail-fast", help="Stop at the first picture that fails.", rich_help_panel=RUNNING)
+        bool, flag("--fail-fast", help="Stop at the first picture that fails.", rich_help_panel=RUNNING)
     ] = False,
     max_pixels: Annotated[
         int | None,
@@ -214,19 +210,19 @@ def upscale(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, _flag("--json", help="Print one JSON object a picture.", rich_help_panel=RUNNING)] = False,
-    quiet: Annotated[bool, _flag("-q", "--quiet", help="Print errors only.", rich_help_panel=RUNNING)] = False,
+    as_json: Annotated[bool, flag("--json", help="Print one JSON object a picture.", rich_help_panel=RUNNING)] = False,
+    quiet: Annotated[bool, flag("-q", "--quiet", help="Print errors only.", rich_help_panel=RUNNING)] = False,
     verbose: Annotated[
         bool,
-        _flag("-v", "--verbose", help="Say what runs where, and show errors' tracebacks.", rich_help_panel=RUNNING),
+        flag("-v", "--verbose", help="Say what runs where, and show errors' tracebacks.", rich_help_panel=RUNNING),
     ] = False,
 ) -> int:
     """Make pictures larger: to any size, sharper than interpolation.
 
     [bold]liif upscale photo.jpg --scale 2.7[/bold] writes photo_x2.7.png beside it.
 
-    Colour profile, EXIF, 16 bits, transparency and all frames of animations are kept.
-    A format that cannot hold them is refused.
+    Colour profile, EXIF, 16 bits, transparency and all frames of animations
+    are kept. A format that cannot hold them is refused.
     """
     _check_usage(inputs or [], files_from, output, as_json=as_json)
     if overwrite and skip_existing:
@@ -268,11 +264,13 @@ def upscale(
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
     )
     apart = None if output in (None, "-") else options.output
-    sources = planning.find_sources(inputs or [], recursive=recursive, files=_listed(files_from), apart=apart)
-    plan = planning.plan_jobs(sources, options)
-    _note_left_out(plan.left_out, quiet=quiet)
+    found = planning.find_sources(inputs or [], recursive=recursive, files=_listed(files_from), apart=apart)
+    plan = planning.plan_jobs(found.sources, options)
+    if not quiet:
+        _note_left_out("being outputs of other inputs here", plan.left_out)
+        _note_left_out("being of kinds that are not read", found.passed_over)
     if not plan.jobs:
-        raise InputError("nothing to do: " + ("the list is empty" if not sources else "every input is an output"))
+        raise InputError("nothing to do: " + ("every input is an output" if found.sources else "the list is empty"))
     if dry_run:
         return _preview(plan.jobs, options, model, as_json=as_json, quiet=quiet)
     return _run(
@@ -410,8 +408,7 @@ def _listed(files_from: str | None) -> list[Path]:
         raise InputError(f"--files-from {files_from}: cannot be read: {reason}") from None
 
 
-def _note_left_out(paths: Sequence[Path], *, quiet: bool) -> None:
-    if paths and not quiet:
+def _note_left_out(why: str, paths: Sequence[Path]) -> None:
+    if paths:
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-        names = ", ".join(map(str, paths[:3]))
-        print(f"liif: left out, being outputs of other inputs here: {names}{more}", file=sys.stderr)
+        print(f"liif: left out, {why}: {', '.join(map(str, paths[:3]))}{more}", file=sys.stderr)

@@ -18,8 +18,8 @@ class Format:
     """One row: its name, its extensions (the first is the usual one), and its limits.
 
     `longest_px` is a side's limit, `largest_px` that of all pixels. `streams`: written band by band, in
-    constant memory. `share`: what is left of the uncompressed bytes at least, by experience, for the estimate of space.
-    `segment_bytes`: the most that one piece of metadata may have.
+    constant memory. `lossy`: a quality may be chosen. `share`: what is left of the uncompressed bytes at least, by
+    experience, for the estimate of space. `segment_bytes`: the most that one piece of metadata may have.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Format:
     deep: bool
     streams: bool
     share: float
+    lossy: bool = False
     largest_px: int | None = None
     segment_bytes: int | None = None
 
@@ -47,9 +48,10 @@ FORMATS = (
         deep=False,
         streams=True,
         share=0.03,
+        lossy=True,
         segment_bytes=65_533,
     ),
-    Format("WebP", (".webp",), 16_383, alpha=True, deep=False, streams=False, share=0.02),
+    Format("WebP", (".webp",), 16_383, alpha=True, deep=False, streams=False, share=0.02, lossy=True),
     Format("TIFF", (".tif", ".tiff"), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.25),
     # The format holds 65,535 a side, but readers stop at these limits of libavif.
     Format(
@@ -60,6 +62,7 @@ FORMATS = (
         deep=False,
         streams=False,
         share=0.01,
+        lossy=True,
         largest_px=1 << 28,
     ),
     Format("GIF", (".gif",), 65_535, alpha=True, deep=False, streams=False, share=0.05),
@@ -68,7 +71,7 @@ FORMATS = (
         "BMP", (".bmp", ".dib"), _NO_LIMIT, alpha=False, deep=False, streams=False, share=1.0, largest_px=1_431_000_000
     ),
     # A pyramid of tiles, JPEG where they are opaque and 8-bit, else PNG.
-    Format("DeepZoom", (".dzi",), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.03),
+    Format("DeepZoom", (".dzi",), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.03, lossy=True),
 )
 
 

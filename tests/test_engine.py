@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from liif_cli import engine as rooms
 from liif_cli.engine import Box, Engine, Plan
 from liif_cli.errors import InputError, MemoryBudgetError
-from liif_cli.models import build, liif
+from liif_cli.models import build, decoding, liif
 from liif_cli.upscaler import load
 
 CPU = torch.device("cpu")
@@ -355,6 +355,20 @@ def test_the_fused_kernel_is_taken_and_paints_as_single_operations_do(dtype, mon
     assert list(better.values()) == [True]
     monkeypatch.setattr(liif._GPUPainter, "_paint_fused", lambda _: None)
     assert np.abs(fused - paint(engine, picture(200, 300), (540, 801))).max() < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_is_the_same_with_and_without_the_operation_that_does_it_in_one(dtype, monkeypatch):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(50, 32), torch.randn(32, 16), torch.randn(16)
+    expected = torch.relu(x.to(dtype).float() @ weight.to(dtype).float() + bias.to(dtype).float())
+    arguments = x.to(dtype), weight.T.contiguous().T.to(dtype), bias.to(dtype)
+    answers = [decoding.linear_relu(*arguments)]
+    monkeypatch.setattr(decoding, "_LINEAR_POINTWISE", None)
+    answers.append(decoding.linear_relu(*arguments))
+    for answer in answers:
+        assert answer.dtype == dtype
+        assert torch.allclose(answer.float(), expected, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("painter", ["_CPUPainter", "_GPUPainter"])

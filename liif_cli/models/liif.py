@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from liif_cli.coords import Axis, Corners, corners, to_low_res
 from liif_cli.errors import ModelError
 from liif_cli.models.base import Field, Model, Window, memory_format, whole_window
-from liif_cli.models.decoding import hidden_states, relu_
+from liif_cli.models.decoding import hidden_states, linear_relu, relu_
 from liif_cli.models.encoders.layers import Encoder
 from liif_cli.models.mlp import MLP
 
@@ -187,74 +187,84 @@ def _decoder(field: LIIFField) -> _Decoder:
 class _CPUPainter:
     """Paints in blocks of rows whose hidden states stay in cache.
 
-    Gather and addition of the first layer are one pass: an embedding bag that sums three rows of a table holding the
-    codes, the row parts and the column parts of ``Wr relative``. The blend is a bag as well, of the corners' hidden
-    states with their weights.
+    Gather and addition of the first layer are one pass: an embedding bag that sums two rows of a table, of which one
+    is a code with the row's part of ``Wr relative`` and the other the column's part. The codes of a block's rows change
+    places in the table, so that what is summed is the same for every block. The blend is a bag as well, of the corners'
+    hidden states with their weights.
     """
 
     def __init__(self, field: LIIFField, rows: Axis, columns: Axis) -> None:
         self.decoder = _decoder(field)
         dtype = field.codes.dtype
         vertical, horizontal = field._corners(rows.position, columns.position)
-        self.rows, self.columns = len(rows.position), len(columns.position)
-        self.corners = vertical.code.shape[0] * horizontal.code.shape[0]
+        corners_down, self.rows = vertical.code.shape
+        corners_across, self.columns = horizontal.code.shape
+        self.corners = corners_down * corners_across
+        hidden = field.codes.shape[-1]
 
-        # Only the codes these columns and rows touch, so that neighbouring tiles do not share cache lines they do not
-        # need.
-        top, bottom = int(vertical.code.min()), int(vertical.code.max()) + 1
+        # Only the codes these columns touch, so that neighbouring tiles do not share cache lines they do not need.
         left, right = int(horizontal.code.min()), int(horizontal.code.max()) + 1
-        codes = field.codes[0, top:bottom, left:right]
-        width, hidden = codes.shape[1:]
-        count = codes.shape[0] * width
-        row_part = vertical.relative.float()[..., None] * field.of_relative[:, 0].float()
-        column_part = horizontal.relative.float()[..., None] * field.of_relative[:, 1].float()
-        self.table = torch.cat(
-            [codes.reshape(count, hidden), row_part.flatten(0, 1).to(dtype), column_part.flatten(0, 1).to(dtype)]
-        )
-        # The three table rows that make a first hidden state: a code, a row part, a column part. What a painted row and
-        # what a painted column have to say about them is added up for each block: (rows, 1, K, 1, 3) + (1, columns, 1,
-        # K, 3).
-        self.row_terms = torch.zeros(self.rows, 1, len(vertical.code), 1, 3, dtype=torch.int32)
-        self.row_terms[:, 0, :, 0, 0] = ((vertical.code - top) * width).T
-        self.row_terms[:, 0, :, 0, 1] = (count + torch.arange(vertical.code.numel()).view(-1, self.rows)).T
-        self.column_terms = torch.zeros(1, self.columns, 1, len(horizontal.code), 3, dtype=torch.int32)
-        self.column_terms[0, :, 0, :, 0] = (horizontal.code - left).T
-        first = count + vertical.code.numel()
-        self.column_terms[0, :, 0, :, 2] = (first + torch.arange(horizontal.code.numel()).view(-1, self.columns)).T
-        self.row_weight = vertical.weight.T.float().contiguous()[:, None, :, None]
-        self.column_weight = horizontal.weight.T.float().contiguous()[None, :, None, :]
+        self.codes = field.codes[0, :, left:right]
+        width = right - left
+        self.row_code = vertical.code.T.tolist()
+        self.row_part = (vertical.relative.T.float()[..., None] * field.of_relative[:, 0].float()).to(dtype)
+        column_part = (horizontal.relative.float()[..., None] * field.of_relative[:, 1].float()).to(dtype)
+
+        # The block: as many queries as its cache holds, whole rows or a part of one.
+        queries = max(self.corners, CPU_BLOCK_BYTES // (hidden * dtype.itemsize))
+        self.down = min(self.rows, max(1, queries // (self.corners * self.columns)))
+        self.across = min(self.columns, max(1, queries // self.corners))
+        lines = self.down * corners_down * width
+        self.table = torch.cat([column_part.new_empty(lines, hidden), column_part.flatten(0, 1)])
+        self.lines = self.table[:lines].view(self.down, corners_down, width, hidden)
+        # Of each query the two rows of the table, (rows, columns, K, K, 2), and its place in the block.
+        self.terms = torch.empty(self.down, self.columns, corners_down, corners_across, 2, dtype=torch.int32)
+        line = torch.arange(self.down * corners_down).view(self.down, 1, corners_down, 1) * width
+        self.terms[..., 0] = line + (horizontal.code - left).T[:, None]
+        self.terms[..., 1] = lines + torch.arange(horizontal.code.numel()).view(-1, self.columns).T[:, None]
+        self.places = torch.arange(self.down * self.across * self.corners, dtype=torch.int32).view(-1, self.corners)
+
+        # Shares of the corners, (columns, K * K), where only the upper row counts and where only the lower one does.
+        self.row_weight = vertical.weight[0].float()[:, None]
+        share = torch.zeros(corners_down, self.columns, corners_down, corners_across)
+        for number in range(corners_down):
+            share[number, :, number] = horizontal.weight.T
+        self.upper, self.lower = share[0].flatten(), share[-1].flatten()
+        # The last layer with a fourth, idle colour, the other way round: small products of this shape are the fastest.
+        weight, self.last_bias = self.decoder.last
+        self.last_weight = F.pad(weight.T, (0, 0, 0, 1))
 
     def paint(self) -> Tensor:
         out = torch.empty(self.rows, self.columns, 3)
-        hidden, dtype = self.table.shape[1], self.table.dtype
-        queries = max(self.corners, CPU_BLOCK_BYTES // (hidden * dtype.itemsize))
-        height = min(self.rows, max(1, queries // (self.corners * self.columns)))
-        width = min(self.columns, max(1, queries // self.corners))
-        # Of each painted pixel of a block, its corners' places among the block's hidden states.
-        corners = torch.arange(height * width * self.corners, dtype=torch.int32).view(-1, self.corners)
-        for top in range(0, self.rows, height):
-            for left in range(0, self.columns, width):
-                rows, columns = slice(top, top + height), slice(left, left + width)
-                out[rows, columns] = self._block(rows, columns, corners)
+        for top in range(0, self.rows, self.down):
+            rows = slice(top, min(top + self.down, self.rows))
+            for row in range(rows.start, rows.stop):
+                for corner, code in enumerate(self.row_code[row]):
+                    torch.add(self.codes[code], self.row_part[row, corner], out=self.lines[row - top, corner])
+            for left in range(0, self.columns, self.across):
+                columns = slice(left, min(left + self.across, self.columns))
+                out[rows, columns] = self._block(rows, columns)
         return out
 
-    def _block(self, rows: slice, columns: slice, corners: Tensor) -> Tensor:
-        terms = self.row_terms[rows] + self.column_terms[:, columns]
-        shape = (*terms.shape[:2], 3)
-        x = relu_(F.embedding_bag(terms.view(-1, 3), self.table, mode="sum"))
+    def _block(self, rows: slice, columns: slice) -> Tensor:
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        terms = self.terms[:height, columns].reshape(-1, 2)
+        x = relu_(F.embedding_bag(terms, self.table, mode="sum"))
         for weight, bias in self.decoder.hidden:
-            x = relu_(torch.addmm(bias, x, weight))
-        weight, bias = self.decoder.last
+            x = linear_relu(x, weight, bias)
         if self.corners == 1:
-            return torch.addmm(bias, x.float(), weight).view(shape)
-        share = (self.row_weight[rows] * self.column_weight[:, columns]).view(-1, self.corners).to(x.dtype)
-        x = F.embedding_bag(corners[: len(share)], x, mode="sum", per_sample_weights=share)
-        values = x.float() @ weight
-        if share.dtype != torch.float32:
-            # Rounded, the shares no longer add up to one (a third and two thirds are 0.2 % too much), which would show
-            # as a change of brightness; what they do add up to is divided out.
-            values /= share.sum(dim=1, keepdim=True, dtype=torch.float32)
-        return values.add_(bias).view(shape)
+            values = x.float() @ self.decoder.last[0]
+        else:
+            corners = slice(columns.start * self.corners, columns.stop * self.corners)
+            share = torch.lerp(self.lower[None, corners], self.upper[None, corners], self.row_weight[rows])
+            share = share.view(-1, self.corners).to(x.dtype)
+            x = F.embedding_bag(self.places[: len(share)], x, mode="sum", per_sample_weights=share)
+            values = (self.last_weight @ x.float().T)[:3].T
+            if share.dtype != torch.float32:
+                # Rounded, the shares no longer add up to one (a third and two thirds are 0.2 % too much), which would
+                # show as a change of brightness; what they do add up to is divided out.
+                values = values / share.sum(dim=1, keepdim=True, dtype=torch.float32)
+        return (values + self.last_bias).view(height, width, 3)
 
 
 class _GPUPainter:

@@ -10,7 +10,7 @@ Every kernel here gets its weights from `taps`; what differs is the edge, the or
     PIL (pil_bicubic)     taps cut off,    columns (width) first, 22-bit fixed point, rounded to 8 bits after each pass
     bicubic_reduce_batch  the same arithmetic as PIL, in tensors, for a batch of different sizes
     torch_bicubic         taps cut off,    floating point, no rounding
-    BandResampler         taps cut off,    floating point, no rounding, any of the kernels, rows in and rows out
+    BandResampler         taps cut off,    floating point, no rounding, rows in and rows out
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from PIL import Image
 
 from liif_cli.errors import InputError
 
-Kernel = Literal["bicubic", "lanczos3", "box"]
+Kernel = Literal["bicubic", "lanczos3"]
 Edges = Literal["drop", "symmetric"]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -46,15 +46,10 @@ def _lanczos3(x: FloatArray) -> FloatArray:
     return np.where(np.abs(x) < 3.0, np.sinc(x) * np.sinc(x / 3.0), 0.0)
 
 
-def _box(x: FloatArray) -> FloatArray:
-    return np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)
-
-
 # name: (kernel, half of its width in pixels)
 _KERNELS: dict[str, tuple[Callable[[FloatArray], FloatArray], float]] = {
     "bicubic": (_cubic, 2.0),
     "lanczos3": (_lanczos3, 3.0),
-    "box": (_box, 0.5),
 }
 
 
@@ -93,7 +88,6 @@ def taps(
     n_out: int,
     kernel: Kernel = "bicubic",
     *,
-    antialias: bool = True,
     edges: Edges = "drop",
     window: tuple[float, float] | None = None,
 ) -> Taps:
@@ -101,8 +95,7 @@ def taps(
 
     Args:
         n_in, n_out: pixels along the axis, at least 1.
-        kernel: "bicubic" (a = -0.5), "lanczos3" or "box".
-        antialias: widen the kernel by the ratio when shrinking.
+        kernel: "bicubic" (a = -0.5) or "lanczos3", widened by the ratio when shrinking.
         edges: "drop" leaves out what lies beyond the edge and normalises the rest (PIL, torch); "symmetric" mirrors the
             picture about its edge, the edge pixel repeated (MATLAB).
         window: (start, stop) in input pixels, the part that the output covers; the whole axis by default. Pixels
@@ -118,7 +111,7 @@ def taps(
         raise ValueError(f"window ({start}, {stop}) is not a part of [0, {n_in}]")
     function, support = _KERNELS[kernel]
     step = (stop - start) / n_out
-    stretch = max(step, 1.0) if antialias else 1.0
+    stretch = max(step, 1.0)
     centres = start + (np.arange(n_out) + 0.5) * step
     low = np.floor(centres - support * stretch + 0.5).astype(np.int64)
     high = np.floor(centres + support * stretch + 0.5).astype(np.int64)
@@ -299,29 +292,17 @@ class BandResampler:
     are products of small dense blocks of the banded weights, which a BLAS does faster than taps one by one.
     """
 
-    def __init__(
-        self,
-        in_size: tuple[int, int],
-        out_size: tuple[int, int],
-        kernel: Kernel = "bicubic",
-        *,
-        box: tuple[float, float, float, float] | None = None,
-    ) -> None:
-        """Plan both axes.
+    def __init__(self, in_size: tuple[int, int], out_size: tuple[int, int]) -> None:
+        """Plan both axes: bicubic, antialiased when shrinking, taps beyond the edge dropped.
 
         Args:
             in_size, out_size: (height, width).
-            kernel: as in `taps`; antialiased when shrinking, taps beyond the edge dropped.
-            box: (top, left, bottom, right) in input pixels, the part that the output covers; all of it by default. The
-                bands are rows of the whole input even so.
 
         Raises:
             ValueError: as `taps`.
         """
-        top, left, bottom, right = box or (0.0, 0.0, *in_size)
         self.in_size, self.out_size = in_size, out_size
-        self._rows = taps(in_size[0], out_size[0], kernel, window=(top, bottom))
-        self._columns = taps(in_size[1], out_size[1], kernel, window=(left, right))
+        self._rows, self._columns = (taps(n_in, n_out) for n_in, n_out in zip(in_size, out_size, strict=True))
         self._rows_needed = np.maximum.accumulate(self._rows.stop)  # input rows that each output row waits for, (H,)
         self._column_blocks: list[_Block] = []  # built when the first band tells the number of channels
         self._held = np.zeros((0, 0), np.float32)  # rows resampled along the width, (rows, W * C)

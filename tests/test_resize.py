@@ -25,7 +25,7 @@ from liif_cli.resize import (
 )
 
 BENCHMARK = Path(__file__).parents[2] / "shared" / "data" / "benchmark"
-KERNELS = ["bicubic", "lanczos3", "box"]
+KERNELS = ["bicubic", "lanczos3"]
 needs_benchmark = pytest.mark.skipif(not BENCHMARK.is_dir(), reason=f"no benchmark pictures at {BENCHMARK}")
 
 
@@ -41,9 +41,9 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def resample_whole(image: np.ndarray, size: tuple[int, int], kernel: str) -> np.ndarray:
-    rows = taps(image.shape[0], size[0], kernel)
-    columns = taps(image.shape[1], size[1], kernel)
+def resample_whole(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    rows = taps(image.shape[0], size[0])
+    columns = taps(image.shape[1], size[1])
     return columns.apply(rows.apply(image, 0), 1)
 
 
@@ -252,7 +252,7 @@ def test_sides_that_do_not_fit_are_refused() -> None:
 def test_torch_bicubic_is_the_same_kernel_unrounded(size: tuple[int, int]) -> None:
     image = noise(40, 33, 3).astype(np.float32) / 255
     result = torch_bicubic(torch.from_numpy(image).permute(2, 0, 1)[None], size)[0].permute(1, 2, 0)
-    np.testing.assert_allclose(result.numpy(), resample_whole(image, size, "bicubic"), atol=1e-5)
+    np.testing.assert_allclose(result.numpy(), resample_whole(image, size), atol=1e-5)
 
 
 # --- bands
@@ -264,13 +264,12 @@ def test_bands_of_any_height_give_the_whole_picture(data: st.DataObject) -> None
     sides = st.integers(1, 40)
     height, width = data.draw(sides, "height"), data.draw(sides, "width")
     size = data.draw(st.tuples(st.integers(1, 90), st.integers(1, 90)), "out")
-    kernel = data.draw(st.sampled_from(KERNELS), "kernel")
     channels = data.draw(st.integers(1, 4), "channels")
     cuts = sorted(data.draw(st.lists(st.integers(0, height), max_size=6), "cuts"))
     image = np.random.default_rng(height * width).random((height, width, channels), dtype=np.float32)
-    resampler = BandResampler((height, width), size, kernel)
+    resampler = BandResampler((height, width), size)
     bands = [resampler.push(band) for band in np.split(image, cuts)]
-    whole = resample_whole(image, size, kernel)
+    whole = resample_whole(image, size)
     assert np.concatenate(bands).dtype == np.float32
     np.testing.assert_allclose(np.concatenate(bands), whole, atol=3e-6)
 
@@ -284,14 +283,6 @@ def test_rows_leave_as_soon_as_they_can_and_little_is_held() -> None:
         # The four input rows nearest to output rows 2i + 1 and 2i + 2 end with row i + 2.
         assert given_rows == (200 if row == 99 else max(0, 2 * row - 1))
         assert len(resampler._held) <= 5
-
-
-def test_a_box_is_a_window_of_the_whole() -> None:
-    image = np.random.default_rng(0).random((30, 40, 3), dtype=np.float32)
-    whole = resample_whole(image, (90, 120), "bicubic")
-    resampler = BandResampler((30, 40), (30, 60), box=(10.0, 5.0, 20.0, 25.0))
-    part = np.concatenate([resampler.push(band) for band in np.split(image, [3, 4, 17])])
-    np.testing.assert_allclose(part, whole[30:60, 15:75], atol=1e-5)
 
 
 def test_rows_that_do_not_belong_are_refused() -> None:

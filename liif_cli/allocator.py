@@ -1,9 +1,11 @@
-"""Keeping freed memory for the next tensor while a picture is painted."""
+"""Keeping freed memory for the next tensor, where large tensors come and go: in painting and in training."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,26 +16,47 @@ NEVER = -1
 LARGEST_THRESHOLD = 32 * 2**20
 DEFAULT_MMAP_MAX = 65536
 
+_lock = threading.Lock()
+_users = 0
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where it is glibc and nobody has tuned it from outside."""
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return None
+    try:
+        libc = ctypes.CDLL(None)
+    except OSError:
+        return None
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+
 
 @contextmanager
 def reused_memory() -> Iterator[None]:
-    """Meanwhile freed memory stays with the process, and goes back to the system at the end.
+    """Meanwhile what the main thread frees stays with the process; at the end it goes back to the system.
 
     By default glibc gets every block above 32 MB from the system and returns it at once, so that each layer of an
     encoder waits while the system clears the pages of its output: 40 % more time for tiles of 1000 x 1000 pixels in
-    bfloat16 on two cores. Does nothing where the C library is not glibc.
+    bfloat16 on two cores, a quarter of an iteration of training. It concerns the whole process, and lasts as long as
+    anybody is in it. Does nothing where the C library is not glibc, or was tuned by environment variables.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not all(hasattr(libc, name) for name in ("mallopt", "malloc_trim")):
+    global _users
+    libc = _glibc()
+    if libc is None:
         yield
         return
-    assert libc is not None
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, NEVER)
+    with _lock:
+        _users += 1
+        if _users == 1:
+            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_TRIM_THRESHOLD, NEVER)
     try:
         yield
     finally:
-        libc.mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD)
-        libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_THRESHOLD)
-        libc.malloc_trim(0)
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                libc.mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
+                libc.mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD)
+                libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_THRESHOLD)
+                libc.malloc_trim(0)

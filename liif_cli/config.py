@@ -153,6 +153,8 @@ def check(config: TrainConfig) -> TrainConfig:
     _at_least("sample.size_max", sample.size_max, sample.size_min)
     for scale in validation.scales:
         _at_least("validation.scales", scale, 1)
+    if schedule.fall > 1:
+        raise UsageError(f"schedule.fall = {schedule.fall!r}: it is a share of the run, 1 at most")
     if config.ema >= 1:
         raise UsageError(f"ema = {config.ema!r}: it must be below 1, such as 0.999")
     if config.batch % config.accumulate:

@@ -51,6 +51,9 @@ GPU_LARGEST_TILE = (2048, 4096)
 LEAST_TILE = 16
 # Values of one tensor that libraries which count in 32 bits can still address.
 MOST_VALUES = 2**31 - 1
+# What folding a code costs beside encoding it, about, and how often a pixel of an image that is held for windows
+# is painted again.
+FOLD_WORK, WINDOWS = 0.06, 4
 # Rows of codes folded at once, where features are held: neighbouring bands fold some rows twice, which is nothing with
 # so many and wastes time with fewer than the second number. Below it, held features give way.
 ENOUGH_CODE_ROWS, HELD_CODE_ROWS = 128, 16
@@ -207,7 +210,7 @@ def make_plan(
     views: int = 1,
     hold_image: bool = False,
 ) -> Plan:
-    """Turn a budget into the plan that encodes the fewest pixels, halos counted. Features and codes are held for each
+    """Turn a budget into a plan, the one with the least work of those looked at. Features and codes are held for each
     of so many ``views``; with ``hold_image`` not the features of the box alone are worth holding, but those of the
     whole image.
 
@@ -228,20 +231,23 @@ def make_plan(
 
     def beside_tile(plan: Plan) -> int:
         """Bytes that following a plan takes, but for what encodes a tile."""
-        rows = min(plan.code_rows + 3, height)
+        # Of the windows of an image that is held the largest counts.
+        rows, columns = held if plan.hold_features else (height, width)
+        rows = min(plan.code_rows + 3, rows)
         band = min(plan.band_rows, math.ceil(plan.code_rows * ratio))
-        features = held[0] * held[1] if plan.hold_features else rows * width
         return (
             price.fixed
-            + views * features * price.feature
-            + views * rows * width * price.code
+            + views * (math.prod(held) if plan.hold_features else rows * columns) * price.feature
+            + views * rows * columns * price.code
             + band * row_pixels * price.painted
         )
 
-    def tiles(area: Size, room: int) -> Iterator[tuple[int, Size]]:
-        """Tiles that so many bytes leave room for, with the pixels that encoding an area in them reads."""
+    def best_tile(area: Size, room: int) -> tuple[int, Size] | None:
+        """The tile, of those that so many bytes leave room for, with which encoding an area reads the fewest pixels;
+        and how many."""
         largest = GPU_LARGEST_TILE if gpu else LARGEST_TILE
         pixels = min(room // price.tile_px, MOST_VALUES // model.encoder.held_channels)
+        found = []
         for rows in _parts(area[0], min(largest[0], area[0]), LEAST_TILE):
             # The widest that fits, then no wider than as many equal ones must be.
             across = pixels // read((rows, 0))[0]
@@ -249,23 +255,24 @@ def make_plan(
             if columns >= min(LEAST_TILE, area[1]):
                 columns = -(-area[1] // -(-area[1] // columns))
                 count = -(-area[0] // rows) * -(-area[1] // columns)
-                yield count * math.prod(read((rows, columns))), (rows, columns)
+                found.append((count * math.prod(read((rows, columns))), (rows, columns)))
+        return min(found, default=None)
 
-    def candidates(band_rows: int) -> Iterator[tuple[int, bool, Plan]]:
-        """Plans within the budget, with what they encode. Features are held where that is no worse."""
+    def candidates(band_rows: int) -> Iterator[tuple[float, Plan]]:
+        """Plans within the budget, with the work they make, in pixels encoded."""
         enough = min(height, max(ENOUGH_CODE_ROWS, math.ceil(band_rows / ratio)))
-        for code_rows in _parts(height, enough, min(height, HELD_CODE_ROWS)):
-            plan = Plan((0, 0), code_rows, band_rows, hold_features=True)
-            options = list(tiles(held, budget_bytes - beside_tile(plan)))
-            if options:
-                work, tile = min(options)
-                yield 0 if hold_image else work, False, plan._replace(tile=tile)
-                break
-        for code_rows in _parts(height, height, 1):
-            plan = Plan((0, 0), code_rows, band_rows, hold_features=False)
-            area = min(code_rows + 3, height), width
-            for work, tile in tiles(area, budget_bytes - beside_tile(plan)):
-                yield work * -(-height // code_rows), True, plan._replace(tile=tile)
+        for hold, most, least in ((True, enough, min(height, HELD_CODE_ROWS)), (False, height, 1)):
+            for code_rows in _parts(height, most, least):
+                plan = Plan((0, 0), code_rows, band_rows, hold)
+                area = held if hold else (min(code_rows + 3, height), width)
+                best = best_tile(area, budget_bytes - beside_tile(plan))
+                if best is None:
+                    continue
+                # Of an image that is held for many windows this one pays for its share.
+                times = (
+                    height * width / math.prod(held) / (WINDOWS if hold_image else 1) if hold else height / code_rows
+                )
+                yield best[0] * times + FOLD_WORK * 2 / code_rows * height * width, plan._replace(tile=best[1])
 
     band_rows = max(1, (GPU_BAND_PIXELS if gpu else BAND_PIXELS) // row_pixels)
     while not (plans := list(candidates(band_rows))):
@@ -277,11 +284,12 @@ def make_plan(
                 f" leaves {max(0, budget_bytes) // MIB} MiB; raise --memory or choose a smaller output"
             )
         band_rows //= 2
-    return min(plans)[2]
+    return min(plans, key=lambda candidate: candidate[0])[1]
 
 
 def _parts(length: int, most: int, least: int) -> Iterator[int]:
-    """Equal parts that a length may be cut into, from ``most`` down to ``least``, each about a tenth shorter."""
+    """Equal parts that a length may be cut into, from ``most`` down to ``least``: by one more at first, by a tenth more
+    later."""
     count = -(-length // most)
     while (part := -(-length // count)) >= min(least, length):
         yield part
@@ -399,11 +407,14 @@ class _Features:
     def of(self, region: Region, worth_holding: Region, plan: Plan) -> Tensor:
         """Features of a region of the image, (1, C, h, w), encoded in tiles with the halo around them; cut from those
         of the region that is worth holding, where the plan allows to."""
-        if not plan.hold_features:
-            return _Tiled(region, plan.tile, self.engine).features(region, self._encode)
-        if self._held is None or not self._held.area.contains(region):
-            self._held = _Tiled(worth_holding, plan.tile, self.engine)
-        return self._held.features(region, self._encode)
+        held = self._held
+        if plan.hold_features and held is not None and held.area.contains(region):
+            return held.features(region, self._encode)
+        self._held = held = None  # before the next one is made
+        tiled = _Tiled(worth_holding if plan.hold_features else region, plan.tile, self.engine)
+        if plan.hold_features:
+            self._held = tiled
+        return tiled.features(region, self._encode)
 
     def _encode(self, tile: Region) -> Tensor:
         engine = self.engine
@@ -540,7 +551,8 @@ class _Painting:
         region = self._region(size, *seen)
         cell = torch.tensor([axis.cell for axis in seen], device=self.engine.device)
         with self.engine.exact():
-            codes = features.of(region, worth_holding, self.plan)
+            plan = self.plan._replace(tile=self.plan.tile[::-1]) if view.transposed else self.plan
+            codes = features.of(region, worth_holding, plan)
             return self.engine.model.fold(codes, cell, Window(region.top, region.left, size))
 
     def _code_band(self, start: int, pool: ThreadPoolExecutor) -> Iterator[Array]:
@@ -568,7 +580,7 @@ class _Painting:
         yield pending.arrived()
 
     def _paint(self, field: Field, rows: coords.Axis, columns: coords.Axis, pool: ThreadPoolExecutor) -> Tensor:
-        if self.engine.threads == 1:
+        if self.engine.device.type != "cpu":
             with torch.inference_mode():
                 return field.paint(rows, columns)
         # Tiles, several for each thread, no wider than is good for one.

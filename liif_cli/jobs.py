@@ -283,10 +283,11 @@ def _refuse_collisions(jobs: Sequence[Job], label: str) -> None:
     taken: dict[tuple[str, str, str | None], Job] = {}
     collisions: list[tuple[Job, Job]] = []
     for job in jobs:
+        if job.source.problem is not None:
+            continue
         # Names that differ in case only are one file on many systems.
-        key = (_place(job.folder), job.stem.casefold(), job.extension)
-        other = taken.setdefault(key, job)
-        if other is not job and job.source.problem is None and other.source.problem is None:
+        other = taken.setdefault((_place(job.folder), job.stem.casefold(), job.extension), job)
+        if other is not job:
             collisions.append((other, job))
     if collisions:
         other, job = collisions[0]
@@ -299,9 +300,12 @@ def _refuse_collisions(jobs: Sequence[Job], label: str) -> None:
 
 def _refuse_idle_quality(jobs: Sequence[Job], options: Options) -> None:
     """A quality that no output would have is a misunderstanding: most likely of which format is written."""
-    names = [job.exact or Path(f"{job.stem}{job.extension}") for job in jobs if job.extension or job.exact]
-    formats = {format_of(name, options.format) for name in names if name != STANDARD}
-    if options.quality is not None and formats and not any(known.lossy for known in formats):
+    named = [job for job in jobs if job.source.problem is None]
+    endings = {job.extension if job.exact is None or job.exact == STANDARD else job.exact.suffix for job in named}
+    if options.quality is None or not named or (None in endings and options.format is None):
+        return
+    formats = {format_of(Path(), options.format or ending) for ending in endings}
+    if not any(known.lossy for known in formats):
         written = " and ".join(sorted(known.name for known in formats))
         raise UsageError(
             f"--quality {options.quality}: {written} has no loss to choose; leave it out, or choose --format jpg,"

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import ctypes
 import hashlib
 import json
 import math
@@ -47,7 +46,6 @@ from liif_cli.optim import make_optimiser, set_rates
 from liif_cli.upscaler import choose_precision
 from liif_cli.validate import Scores, Validator, write_png
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 STATE, CONFIG, LOG, VALIDATION, SAMPLE = "state.pth", "config.json", "log.csv", "validation.csv", "sample.png"
 
 
@@ -107,7 +105,7 @@ def rate_factor(schedule: Schedule, iteration: int, iterations: int) -> float:
         # fractions.
         return schedule.factor ** sum(iteration >= share * iterations - 1e-6 for share in schedule.milestones)
     if schedule.name == "trapezoid":
-        left = min(1.0, (iterations - iteration) / max(1.0, schedule.fall * iterations))
+        left = min(1.0, max(0.0, (iterations - iteration) / max(1.0, schedule.fall * iterations)))
     else:
         left = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return schedule.final + (1 - schedule.final) * left
@@ -373,19 +371,6 @@ class _Compiled(nn.Module):
             answers = self.module(*arguments)
         self._proven = True
         return cast(Tensor, answers)
-
-
-def keep_freed_memory() -> None:
-    """Ask the C library to keep what is freed for the next allocation instead of giving it back to the system.
-
-    A step's large tensors are freed and allocated again and again, and every time the system would have to find their
-    pages anew: a quarter of an iteration on a CPU. It concerns the whole process, so it is for one that does nothing
-    but train. Where the C library is not glibc nothing happens.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = None) -> int | None:

@@ -116,6 +116,11 @@ def test_an_existing_run_is_left_alone_unless_told_otherwise(train, tmp_path):
     done = train("-o", "run", "--resume", sets=["iterations=2"])
     assert done.code == 0
     assert "are done" in done.err
+    # A run from before a setting was there goes on with the setting's default.
+    config = Path("run/config.json")
+    older = json.loads(config.read_text())
+    del older["schedule"]["fall"]
+    config.write_text(json.dumps(older))
     assert train("-o", "run", "--resume", sets=["iterations=4"]).code == 0
     assert torch.load(tmp_path / "run" / "state.pth", weights_only=True)["iteration"] == 4
     assert train("-o", "run", "--overwrite", sets=["iterations=1"]).code == 0

@@ -118,7 +118,7 @@ def test_values_are_changed_by_key():
         ("optimiser.learning_rate=nan", ["learning_rate", "nan"]),
         ("optimiser.learning_rate=-1", ["learning_rate", "-1"]),
         ("ema=1", ["ema", "below 1"]),
-        ("accumulate=5", ["accumulate", "16"]),
+        ("accumulate=5", ["accumulate", "36"]),
         ("sample.queries=0", ["every pixel"]),
         ("sample=3", ["table of settings"]),
         ("batch.size=3", ["'batch' is not a table"]),

@@ -1,6 +1,7 @@
 """Plans change how a picture is painted, never what is painted."""
 
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from conftest import photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from liif_cli import allocator
 from liif_cli import engine as rooms
 from liif_cli.engine import Box, Engine, Plan
 from liif_cli.errors import InputError, MemoryBudgetError
@@ -271,6 +273,78 @@ def test_other_errors_of_the_device_are_not_taken_for_lack_of_memory(monkeypatch
     monkeypatch.setattr(engine.model, "encode", lambda image: (_ for _ in ()).throw(RuntimeError("device lost")))
     with pytest.raises(RuntimeError, match="device lost"):
         paint(engine, picture(8, 8), (16, 16))
+
+
+def work(engine, task, plan):
+    """Pixels that encoding by a plan reads."""
+    halo, (height, width) = engine.model.encoder.halo_px, task.image
+    bands = 1 if plan.hold_features else -(-height // plan.code_rows)
+    rows = height if plan.hold_features else min(plan.code_rows + 3, height)
+    tiles = -(-rows // plan.tile[0]) * -(-width // plan.tile[1])
+    return bands * tiles * min(plan.tile[0] + 2 * halo, height) * min(plan.tile[1] + 2 * halo, width)
+
+
+@pytest.mark.parametrize("size", [(600, 800), (4000, 6000), (400, 9000)])
+def test_more_memory_never_means_more_work(size):
+    encoder = {"name": "edsr-baseline", "args": {"no_upsampling": True}}
+    engine = Engine(
+        build({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": MLP}}), CPU, torch.float32, 0
+    )
+    task = rooms.make_task(engine.model, size, (2 * size[0], 2 * size[1]))
+    options = {"gpu": False, "threads": 2}
+    works = []
+    for mib in (150, 250, 400, 700, 1200, 2000, 4000, 20000):
+        plan = rooms.make_plan(engine.model, torch.float32, task, mib * 2**20, **options)
+        works.append(work(engine, task, plan) / (size[0] * size[1]))
+    # A hundredth for folding, which a plan weighs as well.
+    assert all(less <= 1.01 * more for more, less in itertools.pairwise(works))
+    assert works[-1] < 1.25
+
+
+def test_windows_of_a_held_image_share_one_price_of_holding_it():
+    encoder = {"name": "edsr-baseline", "args": {"no_upsampling": True}}
+    engine = Engine(
+        build({"name": "liif", "args": {"encoder_spec": encoder, "imnet_spec": MLP}}), CPU, torch.float32, 0
+    )
+    task = rooms.make_task(engine.model, (1000, 1500), (2000, 3000))
+    tight = rooms.make_plan(engine.model, torch.float32, task, 500 * 2**20, gpu=False, threads=2, hold_image=True)
+    assert work(engine, task, tight) < 8 * 1000 * 1500  # and not held at any price, in tiles that are all halo
+    ample = rooms.make_plan(engine.model, torch.float32, task, 2**32, gpu=False, threads=2, hold_image=True)
+    assert ample.hold_features
+
+
+def test_views_that_are_transposed_are_encoded_in_transposed_tiles(monkeypatch):
+    engine = make("liif")
+    areas = []
+    encode = engine.model.encode
+    monkeypatch.setattr(engine.model, "encode", lambda image: areas.append(image[0, 0].numel()) or encode(image))
+    monkeypatch.setattr(rooms, "make_plan", lambda *args, **options: Plan((20, 300), 17, 20, hold_features=False))
+    works = set()
+    for view in rooms.ALL_VIEWS:
+        areas.clear()
+        list(rooms.Encoded(engine, picture(60, 300), [view]).bands((60, 300)))
+        works.add(sum(areas))
+    assert len(works) == 1
+
+
+def test_memory_is_kept_as_long_as_anybody_wants_it(monkeypatch):
+    calls = []
+
+    class Libc:
+        def mallopt(self, option, value):
+            calls.append((option, value))
+
+        def malloc_trim(self, _):
+            calls.append("trim")
+
+    monkeypatch.setattr(allocator, "_glibc", Libc)
+    with allocator.reused_memory():
+        kept = list(calls)
+        with allocator.reused_memory():
+            pass
+        assert calls == kept
+    assert calls[-1] == "trim"
+    assert len(calls) > len(kept)
 
 
 def test_plans_fit_their_budgets_and_use_them():

@@ -177,6 +177,21 @@ def test_wrong_usage_is_one_line_and_exits_2(upscale: Cli, tmp_path: Path, optio
     assert tree(tmp_path) == {"photo.png"}
 
 
+def test_a_folder_without_pictures_is_that_with_and_without_a_quality(upscale: Cli, tmp_path: Path) -> None:
+    for options in ([], ["--quality", "90"]):
+        ran = upscale(".", "--scale", "2", *options)
+        assert ran.code == 1
+        assert "no pictures in this folder" in ran.err
+
+
+def test_a_quality_is_taken_where_an_output_may_have_one(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "photo.png")
+    assert upscale("photo.png", "--scale", "2", "--quality", "80", "-o", "b.jpg").code == 0
+    assert upscale("photo.png", "--scale", "2", "--quality", "80", "--format", "webp").code == 0
+    for output in (["-o", "c.png"], ["-o", "-", "--format", "png"]):
+        assert "PNG has no loss" in upscale("photo.png", "--scale", "2", "--quality", "80", *output).err
+
+
 def test_nothing_to_upscale(upscale: Cli, tmp_path: Path) -> None:
     assert upscale().code == 2
     assert upscale("", "--scale", "2").code == 2

@@ -6,11 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from liif_cli.allocator import reused_memory
 from liif_cli.cli.machine import PANEL, DeviceOption, flag
 from liif_cli.errors import OutputError, UsageError
 
@@ -148,7 +150,7 @@ def _train(
     going_on: bool,
 ) -> int:
     from liif_cli import checkpoint, weights
-    from liif_cli.train import Trainer, keep_freed_memory, run_training
+    from liif_cli.train import Trainer, run_training
     from liif_cli.validate import Validator
 
     beginning = None if start is None else checkpoint.read(weights.resolve(start))
@@ -165,9 +167,8 @@ def _train(
     if processes.first and not going_on:
         _clear(run)
     say.begin(trainer, run)
-    if trainer.device.type == "cpu":
-        keep_freed_memory()
-    signal = run_training(trainer, run, validator=validator)
+    with reused_memory() if trainer.device.type == "cpu" else nullcontext():
+        signal = run_training(trainer, run, validator=validator)
     if signal is not None:
         say.close()
         say.note(f"saved at iteration {trainer.iteration}; the same command with --resume goes on from there")
@@ -229,7 +230,7 @@ _MAY_CHANGE = {"iterations", "save_every", "log_every", "validation", "compile",
 
 def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> bool:
     """Whether there is a run to go on with. Raises UsageError or OutputError where nothing may be written."""
-    from liif_cli.config import to_mapping
+    from liif_cli.config import TrainConfig, from_mapping, to_mapping
 
     saved, state = run / "config.json", run / "state.pth"
     if run.exists() and not run.is_dir():
@@ -247,8 +248,11 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
     if not resume or not state.exists():
         return False
     try:
-        before: dict[str, Any] = json.loads(saved.read_text())
-    except (OSError, ValueError):
+        # By way of the settings as they are now: one that is new has its default in a run that was begun without it.
+        before = json.loads(
+            json.dumps(to_mapping(from_mapping(TrainConfig, json.loads(saved.read_text()), str(saved))))
+        )
+    except (OSError, ValueError, AttributeError, UsageError):
         raise OutputError(f"{saved}: cannot be read, so the run cannot go on; begin anew by --overwrite") from None
     now = json.loads(json.dumps(to_mapping(config)))
     changed = [key for key in now if key not in _MAY_CHANGE and now[key] != before.get(key)]

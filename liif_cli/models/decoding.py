@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-_LINEAR_POINTWISE = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _ONEDNN else None
+# Only there where torch was built with oneDNN and the processor computes in bfloat16.
+_ONEDNN_BF16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+_LINEAR_POINTWISE = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _ONEDNN_BF16() else None
 
 
 def hidden_states(

@@ -3,7 +3,7 @@
 In single operations a hidden state of the paper's decoder, four corners of 256 halves each, travels to memory and back
 for every layer, which takes longer than the matrix products. Here a program keeps those of 32 pixels (128 corners) on
 the chip from the codes to the colours. The last layer comes before the blend, which is the same since both are linear;
-its weights are in two halves each, a number and what rounding took from it, so that they count as if in float32.
+its weights are in two halves each, a number and what rounding took from it, so that they count almost as in float32.
 
 ``liif._GPUPainter`` is the same in plain operations: what this is tried against, and what is used where it is better.
 """
@@ -121,7 +121,7 @@ def _first_state(code, down, right, of_relative, HIDDEN: tl.constexpr):
     return tl.maximum(state, 0.0).to(code.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "codes_width"])  # or every size of band would be compiled anew
 def _paint(
     codes,
     row_code,

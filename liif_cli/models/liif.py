@@ -295,7 +295,8 @@ class _GPUPainter:
     def _paint_fused(self) -> Tensor | None:
         shapes = tuple(weight.shape for weight, _ in self.decoder.hidden)
         kind = (self.codes.device, self.codes.dtype, self.codes.shape[-1], shapes, len(self.vertical.code))
-        if self.better.get(kind) is False:
+        large = min(self.vertical.code.shape[1], self.horizontal.code.shape[1]) >= PATCH
+        if not self.better.get(kind, large):
             return None
         try:
             from liif_cli.models import fused
@@ -311,11 +312,10 @@ class _GPUPainter:
 
             if kind not in self.better:
                 patch = slice(0, PATCH)
-                if min(self.vertical.code.shape[1], self.horizontal.code.shape[1]) < PATCH:
-                    return None
                 fast, painted = _timed(lambda: paint(patch))
                 plain, expected = _timed(lambda: self._block(patch, patch))
-                same = torch.allclose(painted, expected, rtol=0, atol=PATCH_TOLERANCE)
+                apart = (painted - expected).abs()
+                same = bool((apart.max() < PATCH_TOLERANCE) & (apart.mean() < PATCH_TOLERANCE / 16))
                 self.better[kind] = same and fast < plain
                 logger.info("one kernel: %.3f ms, single operations: %.3f ms, same: %s", fast, plain, same)
             return paint() if self.better[kind] else None
@@ -360,14 +360,17 @@ class _GPUPainter:
 
 
 def _timed(paint: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """Milliseconds that a GPU takes to paint, once it is warm, and what it paints."""
-    paint()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    begin.record()
+    """Milliseconds that a GPU takes to paint, the least of a few times, and what it paints."""
     painted = paint()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end), painted
+    times = []
+    for _ in range(5):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        paint()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return min(times), painted
 
 
 def _single(parts: Corners) -> Corners:

@@ -243,8 +243,8 @@ def make_plan(
         )
 
     def best_tile(area: Size, room: int) -> tuple[int, Size] | None:
-        """The tile, of those that so many bytes leave room for, with which encoding an area reads the fewest pixels;
-        and how many."""
+        """The tile, of those that so many bytes leave room for, with which encoding an area reads about the fewest
+        pixels; after their number."""
         largest = GPU_LARGEST_TILE if gpu else LARGEST_TILE
         pixels = min(room // price.tile_px, MOST_VALUES // model.encoder.held_channels)
         found = []
@@ -256,7 +256,9 @@ def make_plan(
                 columns = -(-area[1] // -(-area[1] // columns))
                 count = -(-area[0] // rows) * -(-area[1] // columns)
                 found.append((count * math.prod(read((rows, columns))), (rows, columns)))
-        return min(found, default=None)
+        # The smallest of those that are about as good: less memory, and painting begins sooner.
+        good = [(math.prod(tile), work, tile) for work, tile in found if work <= 1.03 * min(found)[0]]
+        return min(good)[1:] if good else None
 
     def candidates(band_rows: int) -> Iterator[tuple[float, Plan]]:
         """Plans within the budget, with the work they make, in pixels encoded."""
@@ -272,7 +274,8 @@ def make_plan(
                 times = (
                     height * width / math.prod(held) / (WINDOWS if hold_image else 1) if hold else height / code_rows
                 )
-                yield best[0] * times + FOLD_WORK * 2 / code_rows * height * width, plan._replace(tile=best[1])
+                folded_twice = 2 / min(code_rows, enough) * height * width
+                yield best[0] * times + FOLD_WORK * folded_twice, plan._replace(tile=best[1])
 
     band_rows = max(1, (GPU_BAND_PIXELS if gpu else BAND_PIXELS) // row_pixels)
     while not (plans := list(candidates(band_rows))):

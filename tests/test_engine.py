@@ -296,8 +296,8 @@ def test_more_memory_never_means_more_work(size):
     for mib in (150, 250, 400, 700, 1200, 2000, 4000, 20000):
         plan = rooms.make_plan(engine.model, torch.float32, task, mib * 2**20, **options)
         works.append(work(engine, task, plan) / (size[0] * size[1]))
-    # A hundredth for folding, which a plan weighs as well.
-    assert all(less <= 1.01 * more for more, less in itertools.pairwise(works))
+    # A little for folding, which a plan weighs as well, and for tiles that are about as good.
+    assert all(less <= 1.04 * more for more, less in itertools.pairwise(works))
     assert works[-1] < 1.25
 
 

@@ -327,7 +327,8 @@ def test_views_that_are_transposed_are_encoded_in_transposed_tiles(monkeypatch):
     assert len(works) == 1
 
 
-def test_memory_is_kept_as_long_as_anybody_wants_it(monkeypatch):
+@pytest.mark.parametrize(("freed", "trimmed"), [(allocator.KEPT_BYTES, False), (allocator.KEPT_BYTES + 1, True)])
+def test_memory_is_kept_as_long_as_anybody_wants_it(freed, trimmed, monkeypatch):
     calls = []
 
     class Libc:
@@ -338,13 +339,27 @@ def test_memory_is_kept_as_long_as_anybody_wants_it(monkeypatch):
             calls.append("trim")
 
     monkeypatch.setattr(allocator, "_glibc", Libc)
+    monkeypatch.setattr(allocator, "_freed_bytes", lambda _: freed)
     with allocator.reused_memory():
         kept = list(calls)
         with allocator.reused_memory():
             pass
         assert calls == kept
-    assert calls[-1] == "trim"
-    assert len(calls) > len(kept)
+    assert (calls[-1] == "trim") == trimmed
+    assert len(calls) > len(kept) + trimmed
+
+
+@pytest.mark.skipif(allocator._glibc() is None, reason="the C library is not glibc as it comes")
+def test_freed_memory_is_counted():
+    libc = allocator._glibc()
+    if not hasattr(libc, "mallinfo2"):
+        pytest.skip("glibc before 2.33")
+    with allocator.reused_memory():
+        before = allocator._freed_bytes(libc)
+        block, above = bytes(48 * 2**20), bytes(2**16)  # with something above it, it cannot go back
+        del block
+        assert 40 * 2**20 < allocator._freed_bytes(libc) - before < 60 * 2**20
+        del above
 
 
 def test_plans_fit_their_budgets_and_use_them():

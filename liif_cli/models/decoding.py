@@ -19,9 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Only there where torch was built with oneDNN and the processor computes in bfloat16.
-_ONEDNN_BF16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-_LINEAR_POINTWISE = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _ONEDNN_BF16() else None
+# The operation that torch.compile takes for a layer with a ReLU; only there where torch was built with oneDNN.
+_LINEAR_POINTWISE = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+# In what it is worth taking: bfloat16 where the processor computes in it; float32 where torch's own products are MKL's,
+# which on processors of other makers than its own do without AVX-512, and take twice the time (AMD Zen 5).
+_POINTWISE_TYPES = set()
+if getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)():
+    _POINTWISE_TYPES.add(torch.bfloat16)
+if torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+    _POINTWISE_TYPES.add(torch.float32)
 
 
 def hidden_states(
@@ -60,9 +66,9 @@ def relu_(x: Tensor) -> Tensor:
 
 
 def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``relu(x @ weight + bias)`` of matrices. In bfloat16 on a CPU by the operation that torch.compile takes for it,
-    where there is that: it does the ReLU in passing, a twentieth of the whole."""
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and _LINEAR_POINTWISE is not None:
+    """``relu(x @ weight + bias)`` of matrices, in one operation of oneDNN where it is better: it does the ReLU in
+    passing, a twentieth of the whole in bfloat16."""
+    if x.device.type == "cpu" and x.dtype in _POINTWISE_TYPES and _LINEAR_POINTWISE is not None:
         answer: Tensor = _LINEAR_POINTWISE(x, weight.T, bias, "relu", [], "")
         return answer
     return relu_(torch.addmm(bias, x, weight))

@@ -15,7 +15,9 @@ cell]`` and blends the answers. Nothing in that needs a 576-channel map:
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -206,9 +208,12 @@ class _CPUPainter:
         left, right = int(horizontal.code.min()), int(horizontal.code.max()) + 1
         self.codes = field.codes[0, :, left:right]
         width = right - left
-        self.row_code = vertical.code.T.tolist()
         self.row_part = (vertical.relative.T.float()[..., None] * field.of_relative[:, 0].float()).to(dtype)
         column_part = (horizontal.relative.float()[..., None] * field.of_relative[:, 1].float()).to(dtype)
+        # Runs of rows that lie between the same codes: (first row, first and last code).
+        codes = vertical.code[[0, -1]].T
+        begins = [0, *(1 + (codes[1:] != codes[:-1]).any(dim=1).nonzero().flatten()).tolist()]
+        self.runs = [(row, *codes[row].tolist()) for row in begins]
 
         # The block: as many queries as its cache holds, whole rows or a part of one.
         queries = max(self.corners, CPU_BLOCK_BYTES // (hidden * dtype.itemsize))
@@ -222,14 +227,13 @@ class _CPUPainter:
         line = torch.arange(self.down * corners_down).view(self.down, 1, corners_down, 1) * width
         self.terms[..., 0] = line + (horizontal.code - left).T[:, None]
         self.terms[..., 1] = lines + torch.arange(horizontal.code.numel()).view(-1, self.columns).T[:, None]
-        self.places = torch.arange(self.down * self.across * self.corners, dtype=torch.int32).view(-1, self.corners)
+        self.places = torch.arange(2 * self.down * self.across * self.corners, dtype=torch.int32)
 
-        # Shares of the corners, (columns, K * K), where only the upper row counts and where only the lower one does.
-        self.row_weight = vertical.weight[0].float()[:, None]
-        share = torch.zeros(corners_down, self.columns, corners_down, corners_across)
-        for number in range(corners_down):
-            share[number, :, number] = horizontal.weight.T
-        self.upper, self.lower = share[0].flatten(), share[-1].flatten()
+        # Shares of the corners, (rows, columns, K * K). Rounded, they no longer add up to one (a third and two thirds
+        # are 0.2 % too much), which would show as a change of brightness; what they do add up to is divided out.
+        share = vertical.weight.T.float()[:, None, :, None] * horizontal.weight.T.float()[None, :, None]
+        self.share = share.flatten(2).to(dtype)
+        self.total = self.share.sum(dim=2, keepdim=True, dtype=torch.float32)
         # The last layer with a fourth, idle colour, the other way round: small products of this shape are the fastest.
         weight, self.last_bias = self.decoder.last
         self.last_weight = F.pad(weight.T, (0, 0, 0, 1))
@@ -238,33 +242,38 @@ class _CPUPainter:
         out = torch.empty(self.rows, self.columns, 3)
         for top in range(0, self.rows, self.down):
             rows = slice(top, min(top + self.down, self.rows))
-            for row in range(rows.start, rows.stop):
-                for corner, code in enumerate(self.row_code[row]):
-                    torch.add(self.codes[code], self.row_part[row, corner], out=self.lines[row - top, corner])
+            self._set_lines(rows)
             for left in range(0, self.columns, self.across):
-                columns = slice(left, min(left + self.across, self.columns))
-                out[rows, columns] = self._block(rows, columns)
+                self._block(rows, slice(left, min(left + self.across, self.columns)), out)
         return out
 
-    def _block(self, rows: slice, columns: slice) -> Tensor:
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        terms = self.terms[:height, columns].reshape(-1, 2)
-        x = relu_(F.embedding_bag(terms, self.table, mode="sum"))
+    def _set_lines(self, rows: slice) -> None:
+        """Bring the codes of a block's rows, with the rows' part of ``Wr relative``, into the table."""
+        number = bisect_right(self.runs, rows.start, key=itemgetter(0)) - 1
+        row = rows.start
+        while row < rows.stop:
+            _, first, last = self.runs[number]
+            number += 1
+            stop = min(rows.stop, self.runs[number][0]) if number < len(self.runs) else rows.stop
+            here = self.lines[row - rows.start : stop - rows.start]
+            torch.add(self.codes[first : last + 1], self.row_part[row:stop, :, None], out=here)
+            row = stop
+
+    def _block(self, rows: slice, columns: slice, out: Tensor) -> None:
+        terms = self.terms[: rows.stop - rows.start, columns].flatten()
+        x = relu_(_bag(self.table, terms, self.places[: len(terms) : 2]))
         for weight, bias in self.decoder.hidden:
             x = linear_relu(x, weight, bias)
-        if self.corners == 1:
-            values = x.float() @ self.decoder.last[0]
-        else:
-            corners = slice(columns.start * self.corners, columns.stop * self.corners)
-            share = torch.lerp(self.lower[None, corners], self.upper[None, corners], self.row_weight[rows])
-            share = share.view(-1, self.corners).to(x.dtype)
-            x = F.embedding_bag(self.places[: len(share)], x, mode="sum", per_sample_weights=share)
-            values = (self.last_weight @ x.float().T)[:3].T
-            if share.dtype != torch.float32:
-                # Rounded, the shares no longer add up to one (a third and two thirds are 0.2 % too much), which would
-                # show as a change of brightness; what they do add up to is divided out.
-                values = values / share.sum(dim=1, keepdim=True, dtype=torch.float32)
-        return (values + self.last_bias).view(height, width, 3)
+        if self.corners > 1:
+            share = self.share[rows, columns].flatten()
+            x = _bag(x, self.places[: len(share)], self.places[: len(share) : self.corners], share)
+        values = (self.last_weight @ x.float().T)[:3].T.reshape(*out[rows, columns].shape)
+        torch.add(values.div_(self.total[rows, columns]), self.last_bias, out=out[rows, columns])
+
+
+def _bag(table: Tensor, places: Tensor, offsets: Tensor, share: Tensor | None = None) -> Tensor:
+    """Sums of rows of a table, those from one offset to the next, weighed where there are shares: embedding_bag."""
+    return torch.embedding_bag(table, places, offsets, False, 0, False, share)[0]
 
 
 class _GPUPainter:

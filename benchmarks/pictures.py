@@ -8,6 +8,7 @@ docs/scales.png: details at x2.7, x4 and x8: bicubic, liif, the truth.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,7 @@ def scales(model: liif_cli.upscaler.Upscaler) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     model = liif_cli.load("default")
     before_after(model)
     scales(model)

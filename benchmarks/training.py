@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import platform
 import statistics
@@ -37,11 +36,13 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import oracle  # noqa: E402
 
 from liif_cli import __version__  # noqa: E402
+from liif_cli.allocator import reused_memory  # noqa: E402
 from liif_cli.config import TrainConfig, load_train  # noqa: E402
 from liif_cli.data import Batch, PictureStore, open_store  # noqa: E402
 from liif_cli.models import Model, build  # noqa: E402
+from liif_cli.models.decoding import linear_relu  # noqa: E402
 from liif_cli.models.liif import LIIF  # noqa: E402
-from liif_cli.train import Trainer, keep_freed_memory  # noqa: E402
+from liif_cli.train import Trainer  # noqa: E402
 
 
 class Unfolded:
@@ -86,14 +87,6 @@ def operations(model: Model, config: TrainConfig) -> float:
     return 3 * config.batch * (sample.low_res_side**2 * per_code + sample.queries * per_query)
 
 
-def usual_memory() -> None:
-    """Undo `keep_freed_memory`: what glibc's malloc comes to by itself in a program that uses large tensors."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for name, value in ((-4, 2**16), (-3, 2**25), (-1, 2**26)):  # M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            mallopt(name, value)
-
-
 def timed(run: Callable[[], object], device: torch.device) -> float:
     """Seconds; with --threads 1 those of the processor, which do not depend on what else the machine does."""
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
@@ -110,14 +103,14 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of a matrix product of the decoder's shape."""
     rows, width, repeats = (2**17, 256, 50) if device.type == "cuda" else (2**13, 256, 4)
     x, weight = torch.randn(rows, width, device=device).to(dtype), torch.randn(width, width, device=device).to(dtype)
-    out = torch.empty_like(x)
+    out, bias = torch.empty_like(x), torch.zeros(width, device=device, dtype=dtype)
+    products = (lambda: torch.mm(x, weight, out=out)), (lambda: linear_relu(x, weight.T, bias))
 
-    def run() -> None:
-        for _ in range(repeats):
-            torch.mm(x, weight, out=out)
+    def seconds(product: Callable[[], object]) -> float:
+        product()
+        return timed(lambda: [product() for _ in range(repeats)], device)
 
-    run()
-    return 2 * rows * width * width * repeats / timed(run, device)
+    return 2 * rows * width * width * repeats / min(seconds(product) for product in products)
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
@@ -130,25 +123,23 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         unfolded = None if args.no_oracle else Unfolded(config, device)
         batch = trainer.sampler.batch(0, range(config.batch), device)
         dtype = trainer.dtype or torch.float32
-        if device.type == "cpu":
-            keep_freed_memory()
         for _ in range(args.warmup):
             trainer.step()
         if unfolded is not None:
             timed(lambda: unfolded.step(batch), device)
+        kept = reused_memory if device.type == "cpu" else contextlib.nullcontext
         own, paper, rates, data = [], [], [], []
         # A GPU works behind the program's back: there, several iterations are timed together.
         together = 20 if device.type == "cuda" else args.together
         for _ in range(args.rounds):
-            waited = trainer.waited
-            if device.type == "cpu":
-                keep_freed_memory()  # as `liif train` does
-            own.append(timed(lambda: [trainer.step() for _ in range(together)], device) / together)
+            with kept():  # as `liif train` does
+                trainer.step()  # gets the memory that is then kept
+                waited = trainer.waited
+                own.append(timed(lambda: [trainer.step() for _ in range(together)], device) / together)
             data.append((trainer.waited - waited) / together / own[-1])
             if unfolded is not None:
-                if not args.keep_memory:
-                    usual_memory()
-                paper.append(timed(lambda: unfolded.step(batch), device))
+                with kept() if args.keep_memory else contextlib.nullcontext():
+                    paper.append(timed(lambda: unfolded.step(batch), device))
             rates.append(matrix_rate(dtype, device))
         trainer.losses()
     seconds = statistics.median(own)

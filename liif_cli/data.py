@@ -233,8 +233,9 @@ class Sampler:
         rule = self.rule
         sizes, sides, uniform = [], [], []
         pad = (rule.largest_crop, rule.largest_crop) if rule.kind != "picture" else self.store.sizes[0]
-        truths = torch.zeros(len(numbers), *pad, 3, dtype=torch.uint8, pin_memory=pin)
-        padded = truths.numpy()
+        # NumPy's arrays, for a tensor of this size is filled in parallel: this thread would get a second team of OpenMP
+        # threads, with which there are more than cores, and the training's team no longer waits actively.
+        padded = np.zeros((len(numbers), *pad, 3), np.uint8)
         for place, number in enumerate(numbers):
             draw = np.random.default_rng((self.seed, step, number))
             truth, side = self._truth(draw)
@@ -247,8 +248,10 @@ class Sampler:
         asked = [(rule.truth_side or side,) * 2 for side in sides] if rule.kind == "resized" else sizes
         extent = torch.tensor(asked)
         places = torch.from_numpy(np.stack(uniform)) if uniform else None
+        truths = torch.from_numpy(padded)
         if pin:
-            extent, places = extent.pin_memory(), places if places is None else places.pin_memory()
+            truths, extent = truths.pin_memory(), extent.pin_memory()
+            places = places if places is None else places.pin_memory()
         return Draw(truths, sizes, sides, extent, places)
 
     def finish(self, drawn: Draw, device: torch.device) -> Batch:

@@ -1,7 +1,10 @@
 """What the README says can be typed, can be typed."""
 
+import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +62,18 @@ def test_every_command_stands_in_the_readme_and_has_help():
         answer = runner.invoke(app, [name, "--help"])
         assert answer.exit_code == 0
         assert len(answer.output) > 300
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (README.parent / "benchmarks").glob("*.py")))
+def test_a_measurement_can_be_begun(script):
+    command = [sys.executable, str(README.parent / "benchmarks" / script), "--help"]
+    assert "--help" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_training_is_measured(tmp_path):
+    command = [sys.executable, str(README.parent / "benchmarks" / "training.py"), "--json", str(tmp_path / "out.json")]
+    command += ["--preset", "liif-light", "--rounds", "1", "--together", "1", "--warmup", "1"]
+    for setting in ("batch=1", "sample.low_res_side=16", "sample.queries=64"):
+        command += ["--set", setting]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads((tmp_path / "out.json").read_text())["times_the_paper"] > 0

@@ -591,7 +591,7 @@ class _Painting:
         out = torch.empty(height, width, 3)
         tile_columns = min(TILE_COLUMNS, width)
         across = -(-width // tile_columns)
-        down = max(1, min(height, -(-4 * self.engine.threads // across)))
+        down = max(1, min(height, -(-3 * self.engine.threads // across)))
         tile_rows = -(-height // down)
 
         def tile(y: int, x: int) -> None:

@@ -31,9 +31,9 @@ from liif_cli.models.decoding import hidden_states, linear_relu, relu_
 from liif_cli.models.encoders.layers import Encoder
 from liif_cli.models.mlp import MLP
 
-# Queries painted at once. On a CPU a layer's hidden states should about fill a core's own cache: half of it costs a
-# tenth more in calls, twice as much brings nothing. A GPU wants enough of them to fill it.
-CPU_BLOCK_BYTES = 2**20
+# Queries painted at once. On a CPU by what a layer's hidden states take, somewhat more than a core's own cache: with a
+# third of it the calls cost a tenth more, with twice as much the states travel. A GPU wants enough of them to fill it.
+CPU_BLOCK_BYTES = 3 * 2**19
 GPU_BLOCK_QUERIES = 2**20
 # The side of the patch on which a fused kernel is tried, and how far rounding may take it from single operations.
 PATCH, PATCH_TOLERANCE = 256, 0.05
@@ -222,12 +222,13 @@ class _CPUPainter:
         lines = self.down * corners_down * width
         self.table = torch.cat([column_part.new_empty(lines, hidden), column_part.flatten(0, 1)])
         self.lines = self.table[:lines].view(self.down, corners_down, width, hidden)
-        # Of each query the two rows of the table, (rows, columns, K, K, 2), and its place in the block.
+        # Of each query the two rows of the table, (rows, columns, K, K, 2); its place in the block; where sums begin.
         self.terms = torch.empty(self.down, self.columns, corners_down, corners_across, 2, dtype=torch.int32)
         line = torch.arange(self.down * corners_down).view(self.down, 1, corners_down, 1) * width
         self.terms[..., 0] = line + (horizontal.code - left).T[:, None]
         self.terms[..., 1] = lines + torch.arange(horizontal.code.numel()).view(-1, self.columns).T[:, None]
         self.places = torch.arange(2 * self.down * self.across * self.corners, dtype=torch.int32)
+        self.pairs, self.blends = self.places[::2].clone(), self.places[:: self.corners].clone()
 
         # Shares of the corners, (rows, columns, K * K). Rounded, they no longer add up to one (a third and two thirds
         # are 0.2 % too much), which would show as a change of brightness; what they do add up to is divided out.
@@ -261,14 +262,15 @@ class _CPUPainter:
 
     def _block(self, rows: slice, columns: slice, out: Tensor) -> None:
         terms = self.terms[: rows.stop - rows.start, columns].flatten()
-        x = relu_(_bag(self.table, terms, self.places[: len(terms) : 2]))
+        x = relu_(_bag(self.table, terms, self.pairs[: len(terms) // 2]))
         for weight, bias in self.decoder.hidden:
             x = linear_relu(x, weight, bias)
         if self.corners > 1:
             share = self.share[rows, columns].flatten()
-            x = _bag(x, self.places[: len(share)], self.places[: len(share) : self.corners], share)
-        values = (self.last_weight @ x.float().T)[:3].T.reshape(*out[rows, columns].shape)
-        torch.add(values.div_(self.total[rows, columns]), self.last_bias, out=out[rows, columns])
+            x = _bag(x, self.places[: len(share)], self.blends[: len(share) // self.corners], share)
+        values = (self.last_weight @ x.float().T)[:3].T
+        painted = out[rows, columns]
+        torch.addcdiv(self.last_bias, values.view(painted.shape), self.total[rows, columns], out=painted)
 
 
 def _bag(table: Tensor, places: Tensor, offsets: Tensor, share: Tensor | None = None) -> Tensor:

@@ -13,8 +13,6 @@ needs, over the rate of that product, is the least time it could take.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
 import platform
@@ -35,7 +33,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 import oracle  # noqa: E402
 
-from liif_cli import checkpoint, weights  # noqa: E402
+from liif_cli import allocator, checkpoint, weights  # noqa: E402
 from liif_cli.engine import Engine  # noqa: E402
 from liif_cli.models import build  # noqa: E402
 from liif_cli.models.decoding import linear_relu  # noqa: E402
@@ -114,12 +112,6 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def give_memory_back() -> None:
-    """Return what the engine keeps for its next picture, so that the oracle finds memory as in a process of its own."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def measure(args: argparse.Namespace) -> dict[str, object]:
     device = torch.device(args.device)
     torch.manual_seed(0)
@@ -158,7 +150,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         for _ in range(args.repeats):
             for method, run in runs.items():
                 if method == "oracle":
-                    give_memory_back()
+                    allocator.give_back()  # so that it finds memory as in a process of its own
                 seconds[method].append(timed(run, device))
             for method in rates:
                 rates[method].append(matrix_rate(width, getattr(torch, method), device, threads))

@@ -52,6 +52,12 @@ def _freed_bytes(libc: ctypes.CDLL) -> float:
     return int(libc.mallinfo2().fordblks)
 
 
+def give_back() -> None:
+    """Return to the system what is kept for the next picture."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
 @contextmanager
 def reused_memory() -> Iterator[None]:
     """Meanwhile what the main thread frees stays with the process; at the end it goes back to the system, unless it is

@@ -22,7 +22,7 @@ import psutil
 import torch
 from PIL import Image
 
-from liif_cli import checkpoint, weights
+from liif_cli import allocator, checkpoint, weights
 from liif_cli.coords import output_size
 from liif_cli.engine import MIB, Box, Engine, Size, whole
 from liif_cli.errors import MemoryBudgetError, UsageError
@@ -319,6 +319,7 @@ def within_process(memory_bytes: int) -> int:
 
     Raises MemoryBudgetError where nothing is.
     """
+    allocator.give_back()  # what is kept can be used again, and is not held
     left = memory_bytes - process_bytes()
     if left <= 0:
         raise MemoryBudgetError(

@@ -23,7 +23,7 @@ from liif_cli import engine as rooms
 from liif_cli.engine import Box, Engine, Plan
 from liif_cli.errors import InputError, MemoryBudgetError
 from liif_cli.models import build, decoding, liif
-from liif_cli.upscaler import load
+from liif_cli.upscaler import load, within_process
 
 CPU = torch.device("cpu")
 AMPLE = 2**31
@@ -359,6 +359,16 @@ def test_freed_memory_is_counted():
         before = allocator._freed_bytes(libc)
         del block
         assert 40 * 2**20 < allocator._freed_bytes(libc) - before < 60 * 2**20
+
+
+@pytest.mark.skipif(allocator._glibc() is None, reason="the C library is not glibc as it comes")
+def test_kept_memory_does_not_count_against_a_limit_on_the_process():
+    before = within_process(2**40)
+    with allocator.reused_memory():
+        blocks = [b"x" * 2**20 for _ in range(100)]
+        assert within_process(2**40) < before - 90 * 2**20
+        del blocks
+        assert within_process(2**40) > before - 20 * 2**20
 
 
 def test_plans_fit_their_budgets_and_use_them():

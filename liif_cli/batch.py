@@ -83,7 +83,7 @@ class Listener(Protocol):
         """A picture's turn has come."""
 
     def painted(self, job: Job, share: float) -> None:
-        """So much of it, in [0, 1], is painted."""
+        """About so much of the work with it, in [0, 1], is done."""
 
     def finished(self, result: Result) -> None:
         """It was written, was there already, or failed."""
@@ -308,6 +308,13 @@ class _Task(NamedTuple):
     started: float
 
 
+class _ListenerError(Exception):
+    """What a listener raised while a picture was painted: no error of the picture's."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
 class _GivenUpError(Exception):
     """Raised within the writer's block, so that it tidies up."""
 
@@ -363,11 +370,14 @@ class _Painting:
                 )
 
     def paint(self, report: Callable[[float], None]) -> None:
-        """Paint all frames and hand their bands over; an error of it becomes the picture's."""
+        """Paint all frames and hand their bands over; an error of it becomes the picture's. ``report`` is told about
+        which share of the work is done."""
         done, rows = 0, self.task.size[0] * len(self.frames)
-        with closing(self._painted()) as bands:
+        with closing(self._painted(report)) as bands:
             # To its very end: what a generator that is only dropped has to tidy up hears no Ctrl-C.
             while (band := _guarded(functools.partial(next, bands, None))) is not None:
+                if isinstance(band, _ListenerError):
+                    raise band.error
                 if isinstance(band, Exception):
                     self.give_up(band)
                     return
@@ -375,17 +385,23 @@ class _Painting:
                     return
                 done += len(band)
                 self.complete = done == rows
-                report(done / rows)
         if not self.complete:
             self.give_up(ValueError(f"{done} of {rows} rows were painted"))
 
-    def _painted(self) -> Generator[np.ndarray, None, None]:
+    def _painted(self, report: Callable[[float], None]) -> Generator[np.ndarray, None, None]:
         options = self.options
+
+        def tell(number: int, share: float) -> None:
+            try:
+                report((number + share) / len(self.frames))
+            except Exception as error:
+                raise _ListenerError(error) from error
+
         opened = self._opened
         for number, frame in enumerate(self.frames):
             if number:
                 opened = self.upscaler.open(frame, self.engine_bytes, ensemble=options.ensemble)
-            with closing(opened.bands(self.task.size, options.box)) as bands:
+            with closing(opened.bands(self.task.size, options.box, functools.partial(tell, number))) as bands:
                 yield from bands
 
     def give_up(self, error: Exception | None = None) -> None:

@@ -368,8 +368,11 @@ class Encoded:
         for _, features in self.views:
             features.forget()
 
-    def bands(self, output: Size, box: Box | None = None) -> Generator[Array, None, None]:
-        """As :meth:`Engine.bands`."""
+    def bands(
+        self, output: Size, box: Box | None = None, report: Callable[[float], None] | None = None
+    ) -> Generator[Array, None, None]:
+        """As :meth:`Engine.bands`. ``report`` is told about which share of the work is done, in [0, 1], after each tile
+        that was encoded and each band that was painted and taken."""
         engine = self.engine
         task = make_task(engine.model, self.size, output, box, engine.farthest)
         plan = make_plan(
@@ -382,7 +385,7 @@ class Encoded:
             views=len(self.views),
             hold_image=self.again,
         )
-        painted = _Painting(self, task, plan).bands()
+        painted = _Painting(self, task, plan, report).bands()
         if task.painted == task.output:
             yield from painted
             return
@@ -407,17 +410,23 @@ class _Features:
         self._held = None
 
     @torch.inference_mode()
-    def of(self, region: Region, worth_holding: Region, plan: Plan) -> Tensor:
+    def of(self, region: Region, worth_holding: Region, plan: Plan, report: Callable[[Region], None]) -> Tensor:
         """Features of a region of the image, (1, C, h, w), encoded in tiles with the halo around them; cut from those
-        of the region that is worth holding, where the plan allows to."""
+        of the region that is worth holding, where the plan allows to. ``report`` is told of every tile encoded."""
+
+        def encode(tile: Region) -> Tensor:
+            features = self._encode(tile)
+            report(tile)
+            return features
+
         held = self._held
         if plan.hold_features and held is not None and held.area.contains(region):
-            return held.features(region, self._encode)
+            return held.features(region, encode)
         self._held = held = None  # before the next one is made
         tiled = _Tiled(worth_holding if plan.hold_features else region, plan.tile, self.engine)
         if plan.hold_features:
             self._held = tiled
-        return tiled.features(region, self._encode)
+        return tiled.features(region, encode)
 
     def _encode(self, tile: Region) -> Tensor:
         engine = self.engine
@@ -487,7 +496,10 @@ def as_input(image: Array, device: torch.device) -> Tensor:
 class _Painting:
     """One pass over the output."""
 
-    def __init__(self, source: Encoded, task: Task, plan: Plan) -> None:
+    def __init__(self, source: Encoded, task: Task, plan: Plan, report: Callable[[float], None] | None) -> None:
+        self.report = report
+        self.encoded = 0  # pixels, some of them more than once
+        self.painted = 0  # rows
         self.source = source
         self.engine = source.engine
         self.task = task
@@ -510,6 +522,8 @@ class _Painting:
                         for band in self._code_band(done, pool):
                             yield band
                             done += len(band)
+                            self.painted = done
+                            self._tell()
                     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                         if not _is_out_of_memory(error):
                             raise
@@ -522,6 +536,23 @@ class _Painting:
         finally:
             if threads > 1:  # what the painting threads set for themselves has become the default of threads to come
                 torch.set_num_threads(threads)
+
+    def _tell(self) -> None:
+        """Report the share of the work that is done: about, a weight of the network counting as one operation."""
+        if self.report is None:
+            return
+        model, box = self.engine.model, self.task.box
+        encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
+        decoder = sum(parameter.numel() for parameter in model.parameters()) - encoder
+        area = (box.bottom - box.top) * (box.right - box.left)
+        painted = self.painted / self.task.painted[0]
+        encoded = 1.0 if painted == 1 else min(1.0, self.encoded / (area * len(self.source.views)))
+        encoding, painting = encoder * area, decoder * math.prod(self.task.painted)
+        self.report((encoding * encoded + painting * painted) / (encoding + painting))
+
+    def _tile_encoded(self, tile: Region) -> None:
+        self.encoded += (tile.bottom - tile.top) * (tile.right - tile.left)
+        self._tell()
 
     def _shrink(self) -> None:
         self.source.forget()
@@ -555,7 +586,7 @@ class _Painting:
         cell = torch.tensor([axis.cell for axis in seen], device=self.engine.device)
         with self.engine.exact():
             plan = self.plan._replace(tile=self.plan.tile[::-1]) if view.transposed else self.plan
-            codes = features.of(region, worth_holding, plan)
+            codes = features.of(region, worth_holding, plan, self._tile_encoded)
             return self.engine.model.fold(codes, cell, Window(region.top, region.left, size))
 
     def _code_band(self, start: int, pool: ThreadPoolExecutor) -> Iterator[Array]:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Generator
 from contextlib import closing
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,9 +186,19 @@ class OpenPicture:
         images = layers(picture)
         self._layers = [engine.open(image, ensemble=ensemble, again=again, layers=len(images)) for image in images]
 
-    def bands(self, size: Size, box: Box | None = None) -> Generator[np.ndarray, None, None]:
-        """Yield the rows of the output, (h, W, C) in the picture's own type, top to bottom."""
-        streams = [layer.bands(size, box) for layer in self._layers]
+    def bands(
+        self, size: Size, box: Box | None = None, report: Callable[[float], None] | None = None
+    ) -> Generator[np.ndarray, None, None]:
+        """Yield the rows of the output, (h, W, C) in the picture's own type, top to bottom. ``report`` is told about
+        which share of the work is done, in [0, 1]."""
+        shares = [0.0] * len(self._layers)
+
+        def tell(number: int, share: float) -> None:
+            shares[number] = share
+            if report is not None:
+                report(sum(shares) / len(shares))
+
+        streams = [layer.bands(size, box, partial(tell, number)) for number, layer in enumerate(self._layers)]
         if len(streams) == 1:
             with closing(streams[0]):
                 for band in streams[0]:

@@ -53,11 +53,14 @@ class Painter(upscaler.Upscaler):
         painter = self
 
         class Opened:
-            def bands(self, size: tuple[int, int], box: Any = None) -> Generator[np.ndarray, None, None]:
+            def bands(
+                self, size: tuple[int, int], box: Any, report: Callable[[float], None]
+            ) -> Generator[np.ndarray, None, None]:
                 edges = np.linspace(0, size[0], painter.number + 1).astype(int)
                 for number, (top, bottom) in enumerate(itertools.pairwise(edges)):
                     painter.first(picture, number)
                     yield np.full((bottom - top, size[1], picture.channels), 128, picture.pixels.dtype)
+                    report(bottom / size[0])
 
         return Opened()
 

@@ -327,6 +327,21 @@ def test_views_that_are_transposed_are_encoded_in_transposed_tiles(monkeypatch):
     assert len(works) == 1
 
 
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_the_share_of_the_work_that_is_done_is_told_while_the_picture_is_encoded_too(ensemble, monkeypatch):
+    monkeypatch.setattr(rooms, "LARGEST_TILE", (16, 24))
+    told = []
+    encoded = make("liif").open(picture(40, 48), ensemble=ensemble)
+    bands = encoded.bands((100, 120), report=told.append)
+    next(bands)
+    assert len(told) >= 2  # two tiles across
+    assert told == sorted(told)
+    assert 0 < told[0] < told[-1] < 1
+    list(bands)
+    assert told == sorted(told)
+    assert told[-1] == 1
+
+
 @pytest.mark.parametrize(("freed", "trimmed"), [(allocator.KEPT_BYTES, False), (allocator.KEPT_BYTES + 1, True)])
 def test_memory_is_kept_as_long_as_anybody_wants_it(freed, trimmed, monkeypatch):
     calls = []

@@ -35,9 +35,8 @@ import oracle  # noqa: E402
 
 from liif_cli import allocator, checkpoint, weights  # noqa: E402
 from liif_cli.engine import Engine  # noqa: E402
-from liif_cli.models import build  # noqa: E402
+from liif_cli.models import Model, build  # noqa: E402
 from liif_cli.models.decoding import linear_relu  # noqa: E402
-from liif_cli.models.liif import LIIF  # noqa: E402
 from liif_cli.upscaler import choose_precision  # noqa: E402
 
 PAPER = {
@@ -59,14 +58,9 @@ def picture(side: int) -> np.ndarray:
     return np.clip((waves / 4 + 0.5 + noise) * 255, 0, 255).astype(np.uint8)
 
 
-def operations(model: LIIF, low_res: int, scale: float) -> float:
-    """Floating-point operations the folded network needs: convolutions at low resolution, matrix products for each
-    corner."""
-    convolutions = sum(m.weight.numel() for m in model.encoder.modules() if isinstance(m, torch.nn.Conv2d))
-    first, *inner, last = model.imnet.linears
-    per_code = 2 * (convolutions + first.out_features * model.code_dim)
-    per_pixel = 2 * (4 * sum(layer.weight.numel() for layer in inner) + last.weight.numel())
-    return low_res**2 * per_code + (low_res * scale) ** 2 * per_pixel
+def operations(model: Model, low_res: int, scale: float) -> float:
+    """Floating-point operations the network needs for a square picture."""
+    return 2 * (low_res**2 * model.operations.per_code + (low_res * scale) ** 2 * model.operations.per_pixel)
 
 
 def matrix_rate(width: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:

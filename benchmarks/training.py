@@ -41,7 +41,6 @@ from liif_cli.config import TrainConfig, load_train  # noqa: E402
 from liif_cli.data import Batch, PictureStore, open_store  # noqa: E402
 from liif_cli.models import Model, build  # noqa: E402
 from liif_cli.models.decoding import linear_relu  # noqa: E402
-from liif_cli.models.liif import LIIF  # noqa: E402
 from liif_cli.train import Trainer  # noqa: E402
 
 
@@ -75,16 +74,9 @@ def pictures(folder: Path) -> PictureStore:
 
 
 def operations(model: Model, config: TrainConfig) -> float:
-    """Floating-point operations of an iteration of a folded LIIF: convolutions at low resolution and matrix products
-    for each corner of each query; the backward pass takes twice the forward one's."""
-    assert isinstance(model, LIIF), "only LIIF's operations are counted"
-    convolutions = sum(m.weight.numel() for m in model.encoder.modules() if isinstance(m, torch.nn.Conv2d))
-    first, *inner, last = model.imnet.linears
-    per_code = 2 * (convolutions + first.out_features * model.code_dim)
-    corners = 4 if model.local_ensemble else 1
-    per_query = 2 * (corners * sum(layer.weight.numel() for layer in inner) + last.weight.numel())
-    sample = config.sample
-    return 3 * config.batch * (sample.low_res_side**2 * per_code + sample.queries * per_query)
+    """Floating-point operations of an iteration; the backward pass takes twice the forward one's."""
+    sample, (per_code, per_pixel) = config.sample, model.operations
+    return 6 * config.batch * (sample.low_res_side**2 * per_code + sample.queries * per_pixel)
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
@@ -139,6 +131,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
             data.append((trainer.waited - waited) / together / own[-1])
             if unfolded is not None:
                 with kept() if args.keep_memory else contextlib.nullcontext():
+                    if args.keep_memory:
+                        unfolded.step(batch)
                     paper.append(timed(lambda: unfolded.step(batch), device))
             rates.append(matrix_rate(dtype, device))
         trainer.losses()

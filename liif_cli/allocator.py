@@ -16,7 +16,8 @@ NEVER = -1
 # Where glibc's thresholds arrive by themselves once a process has freed large blocks, and its default count.
 LARGEST_THRESHOLD = 32 * 2**20
 DEFAULT_MMAP_MAX = 65536
-# So much freed memory stays for the next picture: with small ones, clearing pages anew is a sixth of the time.
+# So much free memory stays for the next picture, where the process has no limit: with small ones, clearing pages anew
+# is a sixth of the time.
 KEPT_BYTES = 256 * 2**20
 
 _lock = threading.Lock()
@@ -45,7 +46,8 @@ class _Info(ctypes.Structure):
 
 
 def _freed_bytes(libc: ctypes.CDLL) -> float:
-    """What was freed and not given back; more than anything where that cannot be asked (glibc before 2.33)."""
+    """What is free between the blocks in use, given back or not; more than anything where that cannot be asked (glibc
+    before 2.33)."""
     if not hasattr(libc, "mallinfo2"):
         return math.inf
     libc.mallinfo2.restype = _Info
@@ -86,6 +88,6 @@ def reused_memory() -> Iterator[None]:
             if _users == 0:
                 libc.mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
                 libc.mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD)
-                libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_THRESHOLD)
+                libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
                 if _freed_bytes(libc) > KEPT_BYTES:
                     libc.malloc_trim(0)

@@ -309,7 +309,7 @@ class _Task(NamedTuple):
 
 
 class _ListenerError(Exception):
-    """What a listener raised while a picture was painted: no error of the picture's."""
+    """What was raised while progress was told: no error of the picture's."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error

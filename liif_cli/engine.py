@@ -38,8 +38,9 @@ FLOAT_BYTES = 4
 # What one painted band may hold: enough rows to keep all threads busy, little enough to begin and to report early.
 BAND_PIXELS = 2**20
 GPU_BAND_PIXELS = 2**24
-# Tiles of a band painted by one thread: wide enough that reading the codes costs nothing beside painting them.
-TILE_COLUMNS = 512
+# Tiles of a band painted by one thread: wide enough that reading the codes costs nothing beside painting them. Their
+# tables grow with both sides.
+TILE_COLUMNS, TILE_ROWS = 512, 2048
 # What a painter works in: on a CPU each thread's blocks and tables, on a GPU four hidden states of a block of 2**18
 # pixels, 256 wide.
 CPU_PAINTER_BYTES = 24 * MIB
@@ -500,6 +501,10 @@ class _Painting:
         self.report = report
         self.encoded = 0  # pixels, some of them more than once
         self.painted = 0  # rows
+        per_code, per_pixel = source.engine.model.operations
+        self.area = (task.box.bottom - task.box.top) * (task.box.right - task.box.left)
+        # A network that is all encoder, or has none, still makes a picture: one operation a pixel.
+        self.encoding, self.painting = max(1, per_code) * self.area, max(1, per_pixel) * math.prod(task.painted)
         self.source = source
         self.engine = source.engine
         self.task = task
@@ -538,17 +543,12 @@ class _Painting:
                 torch.set_num_threads(threads)
 
     def _tell(self) -> None:
-        """Report the share of the work that is done: about, a weight of the network counting as one operation."""
-        if self.report is None:
-            return
-        model, box = self.engine.model, self.task.box
-        encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
-        decoder = sum(parameter.numel() for parameter in model.parameters()) - encoder
-        area = (box.bottom - box.top) * (box.right - box.left)
-        painted = self.painted / self.task.painted[0]
-        encoded = 1.0 if painted == 1 else min(1.0, self.encoded / (area * len(self.source.views)))
-        encoding, painting = encoder * area, decoder * math.prod(self.task.painted)
-        self.report((encoding * encoded + painting * painted) / (encoding + painting))
+        """Report which share of the work is done, about: rows that neighbouring bands encode again do not count."""
+        if self.report is not None:
+            painted = self.painted / self.task.painted[0]
+            encoded = 1.0 if painted == 1 else min(1.0, self.encoded / (self.area * len(self.source.views)))
+            done = self.encoding * encoded + self.painting * painted
+            self.report(done / (self.encoding + self.painting))
 
     def _tile_encoded(self, tile: Region) -> None:
         self.encoded += (tile.bottom - tile.top) * (tile.right - tile.left)
@@ -623,7 +623,7 @@ class _Painting:
         tile_columns = min(TILE_COLUMNS, width)
         across = -(-width // tile_columns)
         down = max(1, min(height, -(-3 * self.engine.threads // across)))
-        tile_rows = -(-height // down)
+        tile_rows = min(-(-height // down), TILE_ROWS)
 
         def tile(y: int, x: int) -> None:
             with torch.inference_mode():

@@ -29,7 +29,7 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from liif_cli import checkpoint, weights
+from liif_cli import allocator, checkpoint, weights
 from liif_cli.benchmarks import Dataset, Pair, Truth
 from liif_cli.benchmarks.datasets import low_res_size, read_rgb
 from liif_cli.engine import Engine, Size
@@ -476,6 +476,7 @@ class _PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
+            allocator.give_back()  # what was kept of the method before
             with contextlib.suppress(OSError):  # Linux: the high-water mark begins anew
                 Path("/proc/self/clear_refs").write_text("5")
         return self

@@ -168,7 +168,10 @@ class Upscaler:
         """What the engine may use now: the limit given, or a share of what is free on the device."""
         if self.memory_bytes is not None:
             return self.memory_bytes
-        return min(MOST_BYTES, int(free_bytes(self.device) * FREE_SHARE))
+        if (share := free_bytes(self.device) * FREE_SHARE) < MOST_BYTES:
+            allocator.give_back()  # what is kept is free as well
+            share = free_bytes(self.device) * FREE_SHARE
+        return min(MOST_BYTES, int(share))
 
     def open(
         self, picture: Picture, budget_bytes: int | None = None, *, ensemble: bool = False, again: bool = False
@@ -217,6 +220,8 @@ class OpenPicture:
                 yield compose(self.picture, [band[:rows] for band in held])
                 held = [band[rows:] for band in held]
                 done += rows
+            for stream in streams:  # to its end, where it tells of it and tidies up
+                next(stream, None)
 
 
 class PictureField:

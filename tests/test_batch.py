@@ -12,6 +12,7 @@ import pytest
 from conftest import TINY, photo, save
 
 from liif_cli import batch, jobs, upscaler
+from liif_cli.cli.batch_report import Report
 from liif_cli.errors import InputError, LiifError, MemoryBudgetError, OutputError
 from liif_cli.images import Picture
 
@@ -279,3 +280,17 @@ def test_memory_for_the_whole_process(folder: Path) -> None:
 
 def test_nothing_to_do() -> None:
     assert batch.run([], Painter(), jobs.Options(upscaler.Sizing(scale=2.0)), Log()) == []
+
+
+def test_the_bar_never_goes_back(folder: Path) -> None:
+    report = Report(2, model="", as_json=False, quiet=False, verbose=False, picture_to_stdout=False)
+    first, second = (jobs.Job(jobs.Source(folder / name), folder, "", ".png") for name in ("a.png", "b.png"))
+    seen = []
+    for job, share in ((first, 0.5), (first, 1.0), (second, 0.1), (second, 0.9)):  # the first is still being written
+        report.painted(job, share)
+        seen.append(report.progress.tasks[0].completed)
+    assert seen == [0.5, 1.0, 1.0, 1.0]
+    for path in (first.source.path, second.source.path):
+        report.finished(batch.Result(path, None, None, None, 0.0, error=InputError("no")))
+        seen.append(report.progress.tasks[0].completed)
+    assert seen[-2:] == [1.0, 2.0]

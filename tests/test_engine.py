@@ -22,11 +22,13 @@ from liif_cli import allocator
 from liif_cli import engine as rooms
 from liif_cli.engine import Box, Engine, Plan
 from liif_cli.errors import InputError, MemoryBudgetError
+from liif_cli.images import from_array
 from liif_cli.models import build, decoding, liif
 from liif_cli.upscaler import load, within_process
 
 CPU = torch.device("cpu")
 AMPLE = 2**31
+OFFICIAL = Path(__file__).parent / "data" / "official_tiny.pth"
 MLP = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [16, 16]}}
 SMALL = {"n_resblocks": 1, "n_feats": 8, "no_upsampling": True}
 NETWORKS = {
@@ -338,6 +340,15 @@ def test_the_share_of_the_work_that_is_done_is_told_while_the_picture_is_encoded
     assert told == sorted(told)
     assert 0 < told[0] < told[-1] < 1
     list(bands)
+    assert told == sorted(told)
+    assert told[-1] == 1
+
+
+def test_with_alpha_the_share_of_the_work_comes_to_its_end_too():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    told = []
+    opened = load(str(OFFICIAL), device="cpu", precision="float32").open(from_array(pixels))
+    assert sum(len(band) for band in opened.bands((40, 61), report=told.append)) == 40
     assert told == sorted(told)
     assert told[-1] == 1
 

@@ -69,12 +69,16 @@ class Report:
         """See ``batch.Listener``."""
         stopping.check()
         # What is painted still has to be written: a picture counts as done when it is.
-        self.progress.update(self.task, completed=min(len(self.results) + share, self.count))
+        self._advance(len(self.results) + share)
+
+    def _advance(self, completed: float) -> None:
+        # Never back: a picture begins while the one before it is still written.
+        self.progress.update(self.task, completed=min(max(completed, self.progress.tasks[0].completed), self.count))
 
     def finished(self, result: Result) -> None:
         """See ``batch.Listener``."""
         self.results.append(result)
-        self.progress.update(self.task, completed=len(self.results))
+        self._advance(len(self.results))
         if result.error is not None:
             self._complain(result.source, result.error)
         if self.as_json:

@@ -28,6 +28,13 @@ class Window(NamedTuple):
     image_size: tuple[int, int]  # (height, width) of the whole grid
 
 
+class Operations(NamedTuple):
+    """Multiplications that painting takes, but for the few that do not depend on the network's size."""
+
+    per_code: int  # of an input pixel: to encode and to fold it
+    per_pixel: int  # of a painted pixel
+
+
 class Field:
     """A folded image, ready to be painted from at any scale. Values come out as colour, nominally in [0, 1], not
     clamped."""
@@ -67,6 +74,11 @@ class Model(nn.Module):
     def code_values(self) -> int:
         """How many values a folded code holds."""
         raise NotImplementedError
+
+    @property
+    def operations(self) -> Operations:
+        """What painting costs. Here: every weight is used once for every input pixel, and nothing after that."""
+        return Operations(sum(parameter.numel() for parameter in self.parameters()), 0)
 
     @property
     def native_scale(self) -> int | None:

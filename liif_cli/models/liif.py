@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from liif_cli.coords import Axis, Corners, corners, to_low_res
 from liif_cli.errors import ModelError
-from liif_cli.models.base import Field, Model, Window, memory_format, whole_window
+from liif_cli.models.base import Field, Model, Operations, Window, memory_format, whole_window
 from liif_cli.models.decoding import hidden_states, linear_relu, relu_
 from liif_cli.models.encoders.layers import Encoder
 from liif_cli.models.mlp import MLP
@@ -78,6 +78,16 @@ class LIIF(Model):
     @property
     def code_values(self) -> int:
         return self.imnet.linears[0].out_features
+
+    @property
+    def operations(self) -> Operations:
+        first, *inner, last = self.imnet.linears
+        encoder = sum(parameter.numel() for parameter in self.encoder.parameters())
+        corners = 4 if self.local_ensemble else 1
+        return Operations(
+            encoder + first.out_features * self.code_dim,
+            corners * sum(layer.weight.numel() for layer in inner) + last.weight.numel(),
+        )
 
     def fold(self, features: Tensor, cell: Tensor, window: Window | None = None) -> Field:
         first, *rest = self.imnet.linears

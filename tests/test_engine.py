@@ -500,11 +500,13 @@ def test_corner_shares_rounded_to_bfloat16_do_not_change_the_brightness(painter,
     """At x3 a third and two thirds round to what is 0.2 % more than one: a grid in bright parts, were it left so."""
     monkeypatch.setattr(liif, "_CPUPainter", getattr(liif, painter))
     pixels = photo(40, 50)
-    exact, rounded = (
-        paint(load(device="cpu", precision=precision, memory="2G")._engine, pixels, (120, 150))
-        for precision in ("float32", "bfloat16")
-    )
-    assert np.square(rounded - exact).mean() < 8e-7  # 5e-7; 1.2e-6 with the grid
+    engines = [load(device="cpu", precision=precision, memory="2G")._engine for precision in ("float32", "bfloat16")]
+    exact, rounded = (paint(engine, pixels, (120, 150)) for engine in engines)
+    # Shares multiply all but the last layer's bias. Every third pixel lies on a code, where no share rounds.
+    bias = engines[0].model.denormalise(engines[0].model.imnet.linears[-1].bias.detach()).numpy()
+    parts = exact - bias
+    between, on = (((rounded - exact) * parts)[i::3, i::3].sum() / np.square(parts)[i::3, i::3].sum() for i in (0, 1))
+    assert abs(between - on) < 1e-3  # 1e-4 to 3e-4; 2e-3 with the grid
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")

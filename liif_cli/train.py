@@ -42,6 +42,7 @@ from liif_cli.models import Model, build
 from liif_cli.models.base import memory_format
 from liif_cli.models.encoders.edsr import ResidualBlock
 from liif_cli.models.encoders.rcan import AttentionBlock
+from liif_cli.models.growth import grow
 from liif_cli.optim import make_optimiser, set_rates
 from liif_cli.upscaler import choose_precision
 from liif_cli.validate import Scores, Validator, write_png
@@ -197,12 +198,17 @@ class Trainer:
         return network
 
     def start_from(self, source: checkpoint.Checkpoint, where: str) -> None:
-        """Take the weights of a checkpoint as the beginning. Raises ModelError where the networks differ."""
+        """Take the weights of a checkpoint as the beginning; those of a smaller decoder are grown. Raises ModelError
+        where the networks differ otherwise."""
         given, own = checkpoint.restore(source, where), self.model.state_dict()
         state = given.state_dict()
-        if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
-            raise ModelError(f"{where}: holds another network than this run trains; use the preset it was trained with")
-        self.model.load_state_dict(state)
+        if {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in own.items()}:
+            self.model.load_state_dict(state)
+        elif not grow(given, self.model):
+            raise ModelError(
+                f"{where}: holds another network than this run trains, and not a smaller decoder of the same encoder;"
+                " use the preset it was trained with"
+            )
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def step(self) -> None:

@@ -65,7 +65,7 @@ def test_other_networks_replace_the_inherited_one_whole():
     assert isinstance(build(load_train("edsr-baseline-metasr").model), MetaSR)
     assert load_train("rdn-metasr").model["args"]["encoder_spec"]["name"] == "rdn"
     assert "imnet_spec" not in load_train("rdn-metasr").model["args"]
-    modern = load_train("edsr-baseline-liif-modern")
+    modern = load_train("liif-base")
     assert modern.model == PAPER.model
     assert modern.optimiser == load_train("liif-light").optimiser
     faces = load_train("faces-64-128-upsample")

@@ -64,7 +64,7 @@ def train(
         typer.Option(
             "--start",
             metavar="NAME|FILE",
-            help="Begin with the weights of this model instead of random ones.",
+            help="Begin with this model's weights instead of random ones; a smaller decoder grows to fit.",
             show_default=False,
             rich_help_panel=RECIPE,
         ),

@@ -221,9 +221,8 @@ class _CPUPainter:
         self.row_part = (vertical.relative.T.float()[..., None] * field.of_relative[:, 0].float()).to(dtype)
         column_part = (horizontal.relative.float()[..., None] * field.of_relative[:, 1].float()).to(dtype)
         # Runs of rows that lie between the same codes: (first row, first and last code).
-        codes = vertical.code[[0, -1]].T
-        begins = [0, *(1 + (codes[1:] != codes[:-1]).any(dim=1).nonzero().flatten()).tolist()]
-        self.runs = [(row, *codes[row].tolist()) for row in begins]
+        codes = vertical.code[[0, -1]].T.tolist()
+        self.runs = [(row, *pair) for row, pair in enumerate(codes) if row == 0 or pair != codes[row - 1]]
 
         # The block: as many queries as its cache holds, whole rows or a part of one.
         queries = max(self.corners, CPU_BLOCK_BYTES // (hidden * dtype.itemsize))
@@ -242,8 +241,8 @@ class _CPUPainter:
 
         # Shares of the corners, (rows, columns, K * K). Rounded, they no longer add up to one (a third and two thirds
         # are 0.2 % too much), which would show as a change of brightness; what they do add up to is divided out.
-        share = vertical.weight.T.float()[:, None, :, None] * horizontal.weight.T.float()[None, :, None]
-        self.share = share.flatten(2).to(dtype)
+        down, across = (part.weight.T.float().contiguous() for part in (vertical, horizontal))
+        self.share = (down[:, None, :, None] * across[:, None]).flatten(2).to(dtype)
         self.total = self.share.sum(dim=2, keepdim=True, dtype=torch.float32)
         # The last layer with a fourth, idle colour, the other way round: small products of this shape are the fastest.
         weight, self.last_bias = self.decoder.last

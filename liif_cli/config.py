@@ -99,6 +99,7 @@ class TrainConfig:
     batch: int = 16  # samples a step, over all processes
     accumulate: int = 1  # parts a process computes its share of the batch in, one after the other, to save memory
     seed: int = 0
+    start: str = ""  # the model, by name or file, whose weights the run begins with; "" are random ones
     sample: SampleRule = field(default_factory=SampleRule)
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -34,15 +35,27 @@ DECODED_AT_ONCE = 16
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".heic"})
 
 
+# Folders of benchmarks, as they are published, that are not for training: reduced copies (DIV2K_train_LR_bicubic) and
+# what is held out (DIV2K_valid_HR).
+_SET_APART = re.compile(r"(.*_)?(LR|valid|test)(_.*)?")
+
+
+def set_apart(folder: Path) -> list[Path]:
+    """The folders below that :func:`image_files` passes over, unless one of them is named itself."""
+    return sorted(path for path in folder.rglob("*") if path.is_dir() and _SET_APART.fullmatch(path.name))
+
+
 def image_files(folder: Path) -> list[Path]:
-    """All pictures below a folder, by their file names' endings, in a fixed order; of a file, the file. Raises
-    InputError where there are none."""
+    """All pictures below a folder, by their file names' endings, in a fixed order, without those that benchmarks set
+    apart; of a file, the file. Raises InputError where there are none."""
     folder = Path(folder)
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name one with pictures in it")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    apart = set(set_apart(folder))
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(path for path in found if apart.isdisjoint(path.parents))
     if not files:
         raise InputError(f"{folder}: no pictures in it; looked for {', '.join(sorted(SUFFIXES))}")
     return files
@@ -108,7 +121,10 @@ def open_store(
         except OSError as error:
             raise cannot_write(store, error) from error
         content = json.loads(index.read_text())
-    skipped, offsets, sizes, start = list(content["skipped"]), [], [], 0
+    aside = (str(path.relative_to(root)) for path in set_apart(root)) if folder.is_dir() else ()
+    skipped = [f"{name}: held-out or reduced pictures of a benchmark; name it itself to use it" for name in aside]
+    skipped += content["skipped"]
+    offsets, sizes, start = [], [], 0
     for name, height, width, was in content["pictures"]:
         if min(was) >= smallest_side:
             offsets.append(start)

@@ -324,6 +324,12 @@ class Engine:
         # out every operation; a GPU is kept busy by one.
         self.threads = torch.get_num_threads() if device.type == "cpu" else 1
 
+    def painters(self, budget_bytes: int) -> int:
+        """Threads that paint at once: all there are, as long as their working sets take no more than half a budget."""
+        if self.device.type != "cpu":
+            return 1
+        return max(1, min(self.threads, budget_bytes // (2 * CPU_PAINTER_BYTES)))
+
     def exact(self) -> AbstractContextManager[None]:
         """Where convolutions in float32 are that, and not in the ten bits that GPUs may take for it."""
         if self.device.type == "cuda" and self.dtype == torch.float32:
@@ -376,17 +382,19 @@ class Encoded:
         that was encoded and each band that was painted and taken."""
         engine = self.engine
         task = make_task(engine.model, self.size, output, box, engine.farthest)
+        budget = engine.budget_bytes // self.layers
+        painters = engine.painters(budget)
         plan = make_plan(
             engine.model,
             engine.dtype,
             task,
-            engine.budget_bytes // self.layers,
+            budget,
             gpu=engine.device.type != "cpu",
-            threads=engine.threads,
+            threads=painters,
             views=len(self.views),
             hold_image=self.again,
         )
-        painted = _Painting(self, task, plan, report).bands()
+        painted = _Painting(self, task, plan, painters, report).bands()
         if task.painted == task.output:
             yield from painted
             return
@@ -497,8 +505,11 @@ def as_input(image: Array, device: torch.device) -> Tensor:
 class _Painting:
     """One pass over the output."""
 
-    def __init__(self, source: Encoded, task: Task, plan: Plan, report: Callable[[float], None] | None) -> None:
+    def __init__(
+        self, source: Encoded, task: Task, plan: Plan, painters: int, report: Callable[[float], None] | None
+    ) -> None:
         self.report = report
+        self.painters = painters
         self.encoded = 0  # pixels, some of them more than once
         self.painted = 0  # rows
         per_code, per_pixel = source.engine.model.operations
@@ -520,7 +531,7 @@ class _Painting:
         threads = self.engine.threads
         keep = reused_memory() if self.engine.device.type == "cpu" else nullcontext()
         try:
-            with keep, ThreadPoolExecutor(threads, initializer=_one_thread) as pool:
+            with keep, ThreadPoolExecutor(self.painters, initializer=_one_thread) as pool:
                 while done < self.task.painted[0]:
                     failed = False
                     try:
@@ -622,7 +633,7 @@ class _Painting:
         out = torch.empty(height, width, 3)
         tile_columns = min(TILE_COLUMNS, width)
         across = -(-width // tile_columns)
-        down = max(1, min(height, -(-3 * self.engine.threads // across)))
+        down = max(1, min(height, -(-3 * self.painters // across)))
         tile_rows = min(-(-height // down), TILE_ROWS)
 
         def tile(y: int, x: int) -> None:

@@ -367,7 +367,8 @@ class _Compiled(nn.Module):
         try:
             answers = self._call(*arguments)
             if torch.is_grad_enabled():  # the way back is compiled when it is first gone; not by way of DDP's hooks
-                torch.autograd.grad(answers.float().sum(), list(self.module.parameters()), allow_unused=True)
+                trained = [value for value in self.module.parameters() if value.requires_grad]
+                torch.autograd.grad(answers.float().sum(), trained, allow_unused=True)
                 answers = self._call(*arguments)
         except torch.OutOfMemoryError:
             raise
@@ -477,8 +478,24 @@ class _Log:
 
 
 def _append(table: Path, row: dict[str, Any]) -> None:
+    """Add a row to a table, and to the table's columns those that it has not: a validation's scales may change."""
+    before: list[dict[str, Any]] = []
+    columns = list(row)
+    if table.is_file():
+        with table.open(newline="") as file:
+            reader = csv.DictReader(file)
+            known = list(reader.fieldnames or [])
+            columns = known + [name for name in columns if name not in known]
+            if len(columns) > len(known):
+                before = list(reader)
+    if before:
+        with atomic_path(table, overwrite=True) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows([*before, row])
+        return
     with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
+        writer = csv.DictWriter(file, columns)
         if file.tell() == 0:
             writer.writeheader()
         writer.writerow(row)

@@ -319,10 +319,13 @@ def free_bytes(device: torch.device) -> int:
     free = int(psutil.virtual_memory().available)
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        # Files that were read or written count as used until the memory is needed.
+        parts = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
     except OSError:
         return free
-    return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
+    reclaimable = int(parts.get("inactive_file", 0))
+    return free if limit == "max" else max(0, min(free, int(limit) - used + reclaimable))
 
 
 def process_bytes() -> int:

@@ -19,9 +19,9 @@ from liif_cli.metrics import Channel, psnr
 from liif_cli.models import Model
 from liif_cli.protocol import Protocol
 from liif_cli.resize import pil_bicubic
+from liif_cli.upscaler import FREE_SHARE, free_bytes
 
 PROTOCOL = Protocol()
-BUDGET_BYTES = 2 * 2**30
 SHOWN_PX = 192  # side of the crop that the comparison shows
 
 
@@ -68,7 +68,7 @@ class Validator:
 
     def scores(self, model: Model, device: torch.device) -> Scores:
         """Score a model in float32. The model is moved to the device and stays there."""
-        engine = Engine(model, device, torch.float32, BUDGET_BYTES)
+        engine = _engine(model, device)
         channel = cast(Channel, self.config.channel)
         means = {}
         for scale in self.config.scales:
@@ -83,11 +83,15 @@ class Validator:
         """The middle of the first picture at the largest scale: bicubic, the model's, the truth, side by side."""
         scale = max(self.config.scales)
         low_res, truth, _ = pair(_middle(self.pictures[0], SHOWN_PX), scale)
-        painted = paint(Engine(model, device, torch.float32, BUDGET_BYTES), low_res, truth)
+        painted = paint(_engine(model, device), low_res, truth)
         size = (truth.shape[0], truth.shape[1])
         shown = [pil_bicubic(low_res, size), np.rint(painted.clip(0, 1) * 255).astype(np.uint8), truth]
         gap = np.full((truth.shape[0], 4, 3), 255, np.uint8)
         return Image.fromarray(np.concatenate([shown[0], gap, shown[1], gap, shown[2]], axis=1))
+
+
+def _engine(model: Model, device: torch.device) -> Engine:
+    return Engine(model, device, torch.float32, int(free_bytes(device) * FREE_SHARE))
 
 
 def paint(engine: Engine, low_res: np.ndarray, high_res: np.ndarray) -> np.ndarray:

@@ -156,6 +156,38 @@ def test_a_run_begins_with_the_weights_of_a_model(train, cli, tmp_path):
     assert "another network" in wrong.err
 
 
+def test_a_run_remembers_what_it_began_with(train, tmp_path):
+    train("-o", "first", sets=["iterations=1"])
+    still = ["optimiser.learning_rate=0", "optimiser.muon_rate=0"]
+    train("-o", "second", "--start", "first", sets=["iterations=1", *still])
+    assert json.loads((tmp_path / "second" / "config.json").read_text())["start"] == "first"
+    # Ended before it was saved, it begins with the same again.
+    for name in ("state.pth", "model.safetensors"):
+        (tmp_path / "second" / name).unlink()
+    assert train("-o", "second", "--resume", sets=["iterations=1", *still]).code == 0
+    first, second = (checkpoint.read(tmp_path / name).tensors for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_model_without_its_state_is_not_thrown_away(train, tmp_path):
+    train("-o", "run", sets=["iterations=1"])
+    (tmp_path / "run" / "state.pth").unlink()
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    again = train("-o", "run", "--resume", sets=["iterations=2"])
+    assert again.code == 5
+    assert "--start" in again.err
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_what_benchmarks_set_apart_is_not_trained_on(train, data):
+    for name in ("DIV2K_valid_HR", "DIV2K_train_LR_bicubic/X2"):
+        save(data / name / "apart.png", photo(64, 64))
+    ran = train("-o", "run", "-v", sets=["iterations=1"])
+    assert ran.code == 0
+    assert "DIV2K_valid_HR: held-out" in ran.err
+    assert "DIV2K_train_LR_bicubic: held-out" in ran.err
+
+
 def test_left_out_pictures_are_named(train, data):
     save(data / "tiny.png", photo(10, 10))
     (data / "broken.png").write_text("nothing")

@@ -157,6 +157,17 @@ def test_one_thread_paints_what_many_do(ensemble):
     assert np.abs(got - expected).max() <= 1e-5
 
 
+def test_a_small_budget_is_kept_however_many_threads_there_are():
+    engine, before = make("liif", 2**26), torch.get_num_threads()
+    engine.threads = 128
+    assert engine.painters(2**26) == 1
+    assert engine.painters(2**30) == 21
+    try:
+        assert paint(engine, picture(9, 11), (20, 30)).shape == (20, 30, 3)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_painting_leaves_other_threads_as_many_threads_as_they_had():
     engine = make("liif")
     before, engine.threads = torch.get_num_threads(), 2

@@ -205,6 +205,15 @@ def test_a_deep_zoom_picture_replaces_an_older_one_only_when_told(tmp_path: Path
     assert names(tmp_path) == ["a_files"]
 
 
+def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
+    """As a browser's saved page has one."""
+    (tmp_path / "a_files").mkdir()
+    (tmp_path / "a_files" / "style.css").write_text("")
+    with pytest.raises(OutputError, match="another name"):
+        write_in_bands(tmp_path / "a.dzi", picture(3), budget_bytes=HUGE, overwrite=True)
+    assert (tmp_path / "a_files" / "style.css").exists()
+
+
 def test_a_large_tiff_is_a_tiled_pyramid_that_keeps_its_exif(tmp_path: Path) -> None:
     source = carrying(1)
     tall = Picture(np.tile(source.pixels, (120, 1, 1)), exif=source.exif)

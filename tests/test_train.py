@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import liif_cli
 from liif_cli import checkpoint
+from liif_cli import train as train_module
 from liif_cli.cli import app
 from liif_cli.config import Schedule, Validation, load_train, presets
 from liif_cli.data import open_store
@@ -263,6 +264,29 @@ def test_torch_compile_that_fails_is_said_and_done_without(store, monkeypatch):
     assert len(notes) == 1
     assert "RuntimeError" in notes[0]
     assert plain.losses() == other.losses()
+
+
+def test_a_module_that_compiles_is_used_compiled(store, monkeypatch):
+    """Networks have parameters that are not trained, and no gradients of those may be asked for."""
+    notes, calls = [], []
+
+    class Notes(StopAt):
+        def note(self, text):
+            notes.append(text)
+
+    monkeypatch.setattr(torch, "compile", lambda module: lambda *arguments: calls.append(1) or module(*arguments))
+    trainer = Trainer(tiny("compile=on"), store, CPU, watcher=Notes(0, 0))
+    assert any(not value.requires_grad for value in trainer.model.parameters())
+    trainer.step()
+    trainer.step()
+    assert not notes
+    assert len(calls) >= 3
+
+
+def test_a_table_takes_new_columns(tmp_path):
+    for row in ({"iteration": 1, "x2": 30}, {"iteration": 2, "x4": 27}, {"iteration": 3, "x2": 31}):
+        train_module._append(tmp_path / "table.csv", row)
+    assert (tmp_path / "table.csv").read_text().split() == ["iteration,x2,x4", "1,30,", "2,,27", "3,31,"]
 
 
 # -- schedules -------------------------------------------------------------------------------------------------------

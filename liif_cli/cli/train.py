@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,7 +101,7 @@ def train(
       liif train liif-light --data photos --resume --set iterations=200000
 
     [bold]Several GPUs:[/bold]
-      torchrun --nproc-per-node 4 -m liif_cli train rdn-liif --data DIV2K
+      torchrun --nproc-per-node 4 -m liif_cli train rdn-liif --data DIV2K/DIV2K_train_HR
     """
     if show:
         _list()
@@ -117,6 +118,8 @@ def train(
             raise UsageError("name a recipe, such as liif-light; liif train --list shows them")
         preset = str(saved)
     config = load_train(preset, settings or [])
+    if start is not None:
+        config = replace(config, start=start)
     if dry_run:
         _show(config)
         return 0
@@ -125,7 +128,9 @@ def train(
     if val is not None and config.sample.kind == "picture":
         raise UsageError("a recipe that fits one picture has nothing to score on: leave --val out")
     run = output if output is not None else Path("runs") / Path(preset).stem
-    going_on = _check_run(run, config, resume=resume, overwrite=overwrite)
+    going_on, begun_with = _check_run(run, config, resume=resume, overwrite=overwrite)
+    if begun_with is not None:
+        config = replace(config, start=begun_with)
 
     from liif_cli.distributed import environment, joined
     from liif_cli.upscaler import choose_device
@@ -134,7 +139,7 @@ def train(
     chosen = choose_device(f"cuda:{processes.local_rank}" if _is_cuda(device) and processes.world > 1 else device)
     say = _Terminal(config.iterations, quiet=quiet or not processes.first, verbose=verbose)
     with joined(processes, chosen), say:
-        return _train(config, data, val, run, start, chosen, processes, say, going_on=going_on)
+        return _train(config, data, val, run, chosen, processes, say, going_on=going_on)
 
 
 def _train(
@@ -142,7 +147,6 @@ def _train(
     data: Path,
     val: Path | None,
     run: Path,
-    start: str | None,
     device: torch.device,
     processes: Processes,
     say: _Terminal,
@@ -153,14 +157,14 @@ def _train(
     from liif_cli.train import Trainer, run_training
     from liif_cli.validate import Validator
 
-    beginning = None if start is None else checkpoint.read(weights.resolve(start))
+    beginning = checkpoint.read(weights.resolve(config.start)) if config.start and not going_on else None
     validator = None if val is None else Validator(val, config.validation)
     store = _open_store(data, config, processes, say)
     trainer = Trainer(config, store, device, processes=processes, watcher=say)
     if going_on:
         trainer.resume(run)
     elif beginning is not None:
-        trainer.start_from(beginning, str(start))
+        trainer.start_from(beginning, config.start)
     if trainer.iteration >= config.iterations:
         say.note(f"{run}: all {config.iterations} iterations are done; --set iterations=N goes further")
         return 0
@@ -228,8 +232,12 @@ def _show(config: TrainConfig) -> None:
 _MAY_CHANGE = {"iterations", "save_every", "log_every", "validation", "compile", "accumulate", "description"}
 
 
-def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> bool:
-    """Whether there is a run to go on with. Raises UsageError or OutputError where nothing may be written."""
+def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[bool, str | None]:
+    """Whether there is a run to go on with, and, with ``resume``, the model that it was begun with.
+
+    Raises UsageError or OutputError where nothing may be written.
+    """
+    from liif_cli.checkpoint import RUN_MODEL
     from liif_cli.config import TrainConfig, from_mapping, to_mapping
 
     saved, state = run / "config.json", run / "state.pth"
@@ -245,8 +253,13 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
     there = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise OutputError(f"{run}: no permission to write in {there}; name another folder with -o")
-    if not resume or not state.exists():
-        return False
+    if not resume or not (saved.exists() or state.exists()):
+        return False, None
+    if not state.exists() and (run / RUN_MODEL).exists():
+        raise OutputError(
+            f"{run}: holds a model but not {state.name}, without which its run cannot go on; train onwards from the"
+            f" model with --start {run} and another folder (-o)"
+        )
     try:
         # By way of the settings as they are now: one that is new has its default in a run that was begun without it.
         before = json.loads(
@@ -255,14 +268,14 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
     except (OSError, ValueError, AttributeError, UsageError):
         raise OutputError(f"{saved}: cannot be read, so the run cannot go on; begin anew by --overwrite") from None
     now = json.loads(json.dumps(to_mapping(config)))
-    changed = [key for key in now if key not in _MAY_CHANGE and now[key] != before.get(key)]
+    changed = [key for key in now if key not in {*_MAY_CHANGE, "start"} and now[key] != before.get(key)]
     if changed:
         key = changed[0]
         raise UsageError(
             f"{run}: was begun with {key} = {json.dumps(before.get(key))}, not {json.dumps(now[key])};"
             " a run goes on with its own settings, another begins in another folder (-o)"
         )
-    return True
+    return state.exists(), str(before["start"])
 
 
 def _clear(run: Path) -> None:

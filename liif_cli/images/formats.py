@@ -137,7 +137,12 @@ def tiles_folder(path: Path) -> Path:
 def check_tiles_folder(path: Path, target: Path, *, overwrite: bool) -> None:
     """Raise OutputError where a DeepZoom picture's folder of tiles is already there and must stay."""
     folder = tiles_folder(target)
-    if os.path.lexists(folder) and not overwrite:
+    if not os.path.lexists(folder):
+        return
+    # A browser's saved page has such a folder, too.
+    if not target.exists() and any(not item.name.isdecimal() for item in folder.glob("*")):
+        raise OutputError(f"{path}: its folder {folder} already exists and is no picture's; choose another name")
+    if not overwrite:
         raise OutputError(f"{path}: its folder {folder} already exists; add --overwrite to replace it")
 
 

@@ -94,12 +94,16 @@ def top_left_corner(position: Tensor, cell: Tensor | float, count: int) -> Corne
     return Corners(index.long()[None], (edge - index)[None], torch.ones_like(edge)[None])
 
 
-def output_size(size: tuple[int, int], scale: float | Fraction) -> tuple[int, int]:
-    """The size a picture of ``size`` has after scaling: ``floor(n * scale + 1/2)`` a side, at least 1.
+def output_size(size: tuple[float, float], scale: float | Fraction) -> tuple[int, int]:
+    """The size a picture of ``size``, or a window with fractions, has after scaling: ``floor(n * scale + 1/2)`` a side,
+    at least 1.
 
-    Computed exactly, a float standing for the decimal number it is written as: 100 pixels times 1.005 are 100.5 and so
-    101, though the float is a little below.
+    Computed exactly: 100 pixels times 1.005 are 100.5 and so 101, though the float is a little below.
     """
-    exact = scale if isinstance(scale, Fraction) else Fraction(repr(float(scale)))
-    height, width = (max(1, math.floor(n * exact + Fraction(1, 2))) for n in size)
+    height, width = (max(1, math.floor(exact(n) * exact(scale) + Fraction(1, 2))) for n in size)
     return height, width
+
+
+def exact(number: float | Fraction) -> Fraction:
+    """A number as a fraction, a float standing for the decimal number it is written as."""
+    return number if isinstance(number, Fraction) else Fraction(repr(float(number)))

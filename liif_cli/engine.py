@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from liif_cli import coords
 from liif_cli.allocator import reused_memory
-from liif_cli.errors import InputError, MemoryBudgetError
+from liif_cli.errors import InputError, MemoryBudgetError, ModelError
 from liif_cli.models import Field, Model, Window
 from liif_cli.models.base import memory_format
 from liif_cli.resize import BandResampler
@@ -332,10 +332,7 @@ class Engine:
 
     def exact(self) -> AbstractContextManager[None]:
         """Where convolutions in float32 are that, and not in the ten bits that GPUs may take for it."""
-        if self.device.type == "cuda" and self.dtype == torch.float32:
-            flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-            return flags
-        return nullcontext()
+        return _exact_convolutions() if self.device.type == "cuda" and self.dtype == torch.float32 else nullcontext()
 
     def bands(self, image: Array, output: Size, box: Box | None = None) -> Generator[Array, None, None]:
         """Paint ``image``, (H, W, 3) of uint8, uint16 or float in [0, 1], to ``output`` size, in bands.
@@ -356,6 +353,22 @@ class Engine:
         earlier state of the bundled model).
         """
         return Encoded(self, image, ALL_VIEWS if ensemble else PLAIN, again=again, layers=layers)
+
+
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    convolutions = getattr(torch.backends.cudnn, "conv", None)
+    if convolutions is None:  # torch before 2.9
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+        return
+    # The older switch must not be touched where a program uses the newer ones.
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
 
 
 class Encoded:
@@ -541,7 +554,7 @@ class _Painting:
                             self.painted = done
                             self._tell()
                     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                        if not _is_out_of_memory(error):
+                        if not is_out_of_memory(error):
                             raise
                         failed = True
                     # Outside the handler, whose traceback would keep the failed band's tensors alive.
@@ -619,10 +632,18 @@ class _Painting:
             # A GPU paints the next band while this one travels.
             following = _OnItsWay(band if len(seen) == 1 else band / len(seen))
             if pending is not None:
-                yield pending.arrived()
+                yield self._checked(pending.arrived())
             pending = following
         assert pending is not None
-        yield pending.arrived()
+        yield self._checked(pending.arrived())
+
+    def _checked(self, band: Array) -> Array:
+        if math.isfinite(band.sum(dtype=np.float64)):
+            return band
+        precision = str(self.engine.dtype).removeprefix("torch.")
+        if self.engine.dtype == torch.float32:
+            raise ModelError("the model answers this picture with values that are no numbers; use another model")
+        raise ModelError(f"values leave the range of {precision} with this model; use --precision float32")
 
     def _paint(self, field: Field, rows: coords.Axis, columns: coords.Axis, pool: ThreadPoolExecutor) -> Tensor:
         if self.engine.device.type != "cpu":
@@ -680,6 +701,8 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    words = ("can't allocate memory", "out of memory")  # a CPU's, and those of MPS and of pinned memory
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    # A CPU's on Linux and on Windows; MPS's and that of pinned memory; those of CUDA's libraries.
+    words = ("can't allocate memory", "not enough memory", "out of memory", "_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in str(error) for part in words)

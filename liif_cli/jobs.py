@@ -27,7 +27,7 @@ from liif_cli.images import (
     format_of,
     read_header,
 )
-from liif_cli.upscaler import Sizing, box_size
+from liif_cli.upscaler import Sizing, box_sides
 
 STANDARD = Path("-")  # standard input or output
 # Pictures that may move keep their format, where none is asked for; all others become PNG.
@@ -374,7 +374,7 @@ def output_size(image: Size, options: Options) -> Size:
             f"the box {box.left:g},{box.top:g},{box.right:g},{box.bottom:g} (left, top, right, bottom) is not inside"
             f" the picture of {image[1]}x{image[0]} pixels"
         )
-    return options.sizing.resolve(box_size(image, box))
+    return options.sizing.resolve(box_sides(image, box))
 
 
 def _check_preview(output: Path, size: Size, header: Header, options: Options) -> None:

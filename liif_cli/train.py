@@ -36,7 +36,8 @@ from liif_cli import __version__, checkpoint
 from liif_cli.config import Schedule, TrainConfig, to_mapping
 from liif_cli.data import Batch, PictureStore, Sampler
 from liif_cli.distributed import Processes
-from liif_cli.errors import LiifError, ModelError, UsageError
+from liif_cli.engine import is_out_of_memory
+from liif_cli.errors import LiifError, MemoryBudgetError, ModelError, UsageError
 from liif_cli.files import atomic_path, cannot_write
 from liif_cli.models import Model, build
 from liif_cli.models.base import memory_format
@@ -386,7 +387,7 @@ def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = N
     The number of the signal (Ctrl-C's, SIGTERM or SIGHUP) when it was asked to stop before: the run has been saved
     then, after the step under way. A second signal is left to whoever handled them before.
 
-    Raises TrainingError when it diverges.
+    Raises TrainingError when it diverges, MemoryBudgetError where a step needs more memory than there is.
     """
     config, processes = trainer.config, trainer.processes
     if processes.first:
@@ -400,7 +401,7 @@ def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = N
     on_cpu = trainer.device.type == "cpu"
     with _stop_signal() as asked, _Log(run, trainer) as log:
         while trainer.iteration < config.iterations:
-            trainer.step()
+            _step(trainer)
             iteration = trainer.iteration
             last = iteration == config.iterations
             if iteration % config.log_every == 0 or last:
@@ -416,6 +417,20 @@ def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = N
             if stop and not last:
                 return asked[0] if asked else signal.SIGTERM
     return None
+
+
+def _step(trainer: Trainer) -> None:
+    try:
+        trainer.step()
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        count = len(trainer.numbers)
+        parts = next((parts for parts in range(trainer.parts + 1, count + 1) if count % parts == 0), None)
+        remedy = "a smaller --set sample.queries" if parts is None else f"--set accumulate={parts}, the same in parts,"
+        raise MemoryBudgetError(
+            f"out of memory on {trainer.device} in a step of {count} samples; use {remedy} or a smaller --set batch"
+        ) from error
 
 
 class _Log:

@@ -8,13 +8,14 @@ detail = field.render(size=(1080, 1920), box=(0, 0, 54, 96))
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 from collections.abc import Callable, Generator
 from contextlib import closing
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,8 @@ import torch
 from PIL import Image
 
 from liif_cli import allocator, checkpoint, weights
-from liif_cli.coords import output_size
-from liif_cli.engine import MIB, Box, Engine, Size, whole
+from liif_cli.coords import exact, output_size
+from liif_cli.engine import MIB, Box, Engine, Size
 from liif_cli.errors import MemoryBudgetError, UsageError
 from liif_cli.images import Picture, compose, from_array, from_pil, layers, to_array, to_pil
 
@@ -33,8 +34,13 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 # Without --memory: this share of what is free, and no more than the most that makes anything faster.
 FREE_SHARE = 0.5
 MOST_BYTES = 4 * 2**30
+# 64 MiB: a GPU without them free is no use.
+PROBE_VALUES = 2**24
 # The scale beyond which the network's picture is enlarged by bicubic interpolation instead (benchmarks/TRAINING.md).
 FARTHEST = 4.0
+
+
+_log = logging.getLogger(__name__)
 
 
 class Sizing(NamedTuple):
@@ -50,7 +56,7 @@ class Sizing(NamedTuple):
     longest: int | None = None
     megapixels: float | None = None
 
-    def resolve(self, image: Size) -> Size:
+    def resolve(self, image: tuple[float, float]) -> Size:
         """The output size for an image, or for a window of it, of size (height, width). At least 1 a side.
 
         Raises UsageError for a value that is not positive and finite, or when not exactly one is given.
@@ -71,11 +77,11 @@ class Sizing(NamedTuple):
         if self.scale is not None:
             return output_size(image, self.scale)
         if self.width is not None:
-            return output_size((height, 1), Fraction(self.width, width))[0], self.width
+            return output_size((height, 1), Fraction(self.width) / exact(width))[0], self.width
         if self.height is not None:
-            return self.height, output_size((width, 1), Fraction(self.height, height))[0]
+            return self.height, output_size((width, 1), Fraction(self.height) / exact(height))[0]
         if self.longest is not None:
-            return output_size(image, Fraction(self.longest, max(image)))
+            return output_size(image, self.longest / exact(max(image)))
         assert self.megapixels is not None
         return output_size(image, math.sqrt(self.megapixels * 1e6 / (height * width)))
 
@@ -97,8 +103,9 @@ def load(
 
     Args:
         model: "default" is the bundled one.
-        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
-        precision: "auto" (half precision where the device computes in it faster), "float32", "bfloat16", "float16".
+        device: "auto" (a GPU if there is one that works), "cpu", "cuda", "cuda:1", "mps".
+        precision: "auto" (half precision where the device computes in it faster, but float32 for pictures of more than
+            8 bits a channel), "float32", "bfloat16", "float16".
         memory: the most that working with a picture may take, in bytes or as "4G"; by default a share of what is free.
         direct: ask the network for every pixel at any scale. By default it paints at most at FARTHEST, the end of what
             networks are trained for, and bicubic interpolation goes on from there, which is better and much faster.
@@ -106,10 +113,9 @@ def load(
     Raises ModelError for the model, UsageError for the rest.
     """
     chosen = choose_device(device)
-    dtype = choose_precision(precision, chosen)
+    choose_precision(precision, chosen)
     limit = parse_memory(memory) if memory is not None else None
-    path = weights.resolve(str(model))
-    return Upscaler(checkpoint.load(path), path, chosen, dtype, limit, farthest=math.inf if direct else FARTHEST)
+    return Upscaler(weights.resolve(model), chosen, precision, limit, farthest=math.inf if direct else FARTHEST)
 
 
 class Upscaler:
@@ -117,17 +123,26 @@ class Upscaler:
     back."""
 
     def __init__(
-        self,
-        model: Any,
-        source: Path,
-        device: torch.device,
-        dtype: torch.dtype,
-        memory_bytes: int | None = None,
-        farthest: float = math.inf,
+        self, source: Path, device: torch.device, precision: str, memory_bytes: int | None, farthest: float
     ) -> None:
         self.source = source
+        self.precision = precision
         self.memory_bytes = memory_bytes
-        self._engine = Engine(model, device, dtype, memory_bytes or 0, farthest)
+        self._farthest = farthest
+        self._engine = self._load(device, choose_precision(precision, device))
+
+    def _load(self, device: torch.device, dtype: torch.dtype) -> Engine:
+        return Engine(checkpoint.load(self.source), device, dtype, self.memory_bytes or 0, self._farthest)
+
+    @cached_property
+    def _exact(self) -> Engine:
+        return self._load(self.device, torch.float32)
+
+    def _engine_for(self, picture: Picture) -> Engine:
+        """Half precision has 8 to 11 bits: enough for pictures of 8, and steps in the skies of those of 16."""
+        if self.precision == "auto" and picture.depth > 8 and self.dtype != torch.float32:
+            return self._exact
+        return self._engine
 
     @property
     def device(self) -> torch.device:
@@ -177,8 +192,9 @@ class Upscaler:
         self, picture: Picture, budget_bytes: int | None = None, *, ensemble: bool = False, again: bool = False
     ) -> OpenPicture:
         """Get a picture ready to be painted from within a budget; ``again`` if more than one window will be."""
-        self._engine.budget_bytes = self.working_bytes() if budget_bytes is None else budget_bytes
-        return OpenPicture(self._engine, picture, ensemble=ensemble, again=again)
+        engine = self._engine_for(picture)
+        engine.budget_bytes = self.working_bytes() if budget_bytes is None else budget_bytes
+        return OpenPicture(engine, picture, ensemble=ensemble, again=again)
 
 
 class OpenPicture:
@@ -241,14 +257,15 @@ class PictureField:
         """Paint ``box`` (top, left, bottom, right; all of the image by default) at ``size`` or enlarged by
         ``scale``."""
         window = Box(*box) if box is not None else None
-        target = Sizing(scale=scale, size=size).resolve(box_size(self._picture.size, window))
+        target = Sizing(scale=scale, size=size).resolve(box_sides(self._picture.size, window))
         return self._restore(np.concatenate(list(self._open.bands(target, window))))
 
 
-def box_size(image: Size, box: Box | None) -> Size:
-    """Pixels that a window spans, rounded, at least 1 a side."""
-    window = box or whole(image)
-    return max(1, round(window.bottom - window.top)), max(1, round(window.right - window.left))
+def box_sides(image: Size, box: Box | None) -> tuple[float, float]:
+    """Height and width of a window, or of all of an image, in its pixels: fractions where the window has them."""
+    if box is None:
+        return image
+    return float(exact(box.bottom) - exact(box.top)), float(exact(box.right) - exact(box.left))
 
 
 def _as_picture(image: Any) -> tuple[Picture, Callable[[np.ndarray], Any]]:
@@ -263,11 +280,18 @@ def _as_picture(image: Any) -> tuple[Picture, Callable[[np.ndarray], Any]]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a name stands for. Raises UsageError for one that is unknown or not there."""
+    """The device a name stands for; for "auto" a GPU, or the CPU where none is there or the one there is fails.
+
+    Raises UsageError for one that is unknown, not there, or fails.
+    """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        for kind, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
+            device = torch.device(kind)
+            if there and (problem := _problem_of(device)) is None:
+                return device
+            if there:
+                _log.warning("liif: %s cannot be used (%s); going on with the CPU", device, problem)
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -279,7 +303,19 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps")
     if (device.index or 0) >= count:
         raise UsageError(f"there is no device {name!r} here: use --device cpu, or auto")
+    if problem := _problem_of(device):
+        raise UsageError(f"device {name!r} cannot be used ({problem}): use --device cpu, or auto")
     return device
+
+
+def _problem_of(device: torch.device) -> str | None:
+    """What keeps a GPU that is there from working, in the driver's words: too little free memory, or no code for its
+    generation in this build of torch. None where it works."""
+    try:
+        float(torch.ones(PROBE_VALUES, device=device).sum())
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0] or type(error).__name__
+    return None
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

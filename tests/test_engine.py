@@ -18,10 +18,10 @@ from conftest import photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liif_cli import allocator
+from liif_cli import allocator, upscaler
 from liif_cli import engine as rooms
 from liif_cli.engine import Box, Engine, Plan
-from liif_cli.errors import InputError, MemoryBudgetError
+from liif_cli.errors import InputError, MemoryBudgetError, ModelError, UsageError
 from liif_cli.images import from_array
 from liif_cli.models import build, decoding, liif
 from liif_cli.upscaler import load, within_process
@@ -197,9 +197,56 @@ def test_a_siren_is_painted_in_float32_whatever_is_asked_for():
     assert paint(engine, picture(9, 9), (18, 18)).dtype == np.float32
 
 
-@pytest.mark.parametrize("words", ["MPS backend out of memory (MPS allocated: 7 GB)", "CUDA error: out of memory"])
-def test_other_devices_words_for_lack_of_memory_are_known(words):
-    assert rooms._is_out_of_memory(RuntimeError(words))
+@pytest.mark.parametrize(
+    "words",
+    [
+        "MPS backend out of memory (MPS allocated: 7 GB)",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "[enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory: you tried",
+    ],
+)
+def test_other_machines_words_for_lack_of_memory_are_known(words):
+    assert rooms.is_out_of_memory(RuntimeError(words))
+
+
+def test_values_out_of_range_are_an_error_and_no_black_picture():
+    engine = make("liif", dtype=torch.float16)
+    engine.model.imnet.linears[0].bias.data.fill_(6e4)
+    engine.model.imnet.linears[1].weight.data.fill_(1)
+    with pytest.raises(ModelError, match="--precision float32"):
+        paint(engine, picture(9, 9), (18, 18))
+    engine = make("liif")
+    engine.model.imnet.linears[-1].bias.data.fill_(torch.nan)
+    with pytest.raises(ModelError, match="another model"):
+        paint(engine, picture(9, 9), (18, 18))
+
+
+def test_sixteen_bits_are_not_painted_with_eight(monkeypatch):
+    monkeypatch.setattr(upscaler, "_has_bfloat16", lambda: True)
+    ramp = np.linspace(20000, 30000, 24 * 24).reshape(24, 24, 1).repeat(3, axis=2).astype(np.uint16)
+    exact = load(OFFICIAL, device="cpu", precision="float32").upscale(ramp, 2)
+    chosen = load(OFFICIAL, device="cpu")
+    assert chosen.dtype == torch.bfloat16
+    assert np.array_equal(chosen.upscale(ramp, 2), exact)
+    assert not np.array_equal(load(OFFICIAL, device="cpu", precision="bfloat16").upscale(ramp, 2), exact)
+    eight = (ramp // 257).astype(np.uint8)
+    forced = load(OFFICIAL, device="cpu", precision="bfloat16").upscale(eight, 2)
+    assert np.array_equal(chosen.upscale(eight, 2), forced)
+
+
+def test_a_gpu_that_fails_is_said_and_done_without(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64 MiB.\nMore words.")
+
+    monkeypatch.setattr(torch, "ones", full)
+    assert upscaler.choose_device("auto") == CPU
+    assert "cuda cannot be used (CUDA out of memory. Tried to allocate 64 MiB.); going on with the CPU" in caplog.text
+    with pytest.raises(UsageError, match=r"'cuda:0' cannot be used .CUDA out of memory.*--device cpu"):
+        upscaler.choose_device("cuda:0")
 
 
 @pytest.mark.parametrize("name", ["liif", "single x2"])

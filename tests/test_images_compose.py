@@ -54,9 +54,9 @@ def test_a_network_that_changes_nothing_changes_nothing(channels: int, dtype: ty
 
 def test_values_are_clamped_and_rounded_half_up() -> None:
     picture = Picture(np.array([[[0], [9], [3]]], np.uint8))
-    values = np.array([-0.2, 1.3, 0.5 / 255, 1.4999 / 255, 1.5 / 255, np.nan], np.float32)
-    band = np.broadcast_to(values[None, :, None], (1, 6, 3))
-    assert compose(picture, [band])[0, :, 0].tolist() == [0, 255, 1, 1, 2, 0]
+    values = np.array([-0.2, 1.3, 0.5 / 255, 1.4999 / 255, 1.5 / 255], np.float32)
+    band = np.broadcast_to(values[None, :, None], (1, 5, 3))
+    assert compose(picture, [band])[0, :, 0].tolist() == [0, 255, 1, 1, 2]
 
 
 @pytest.mark.parametrize("edge", ["smooth", "jagged"])

@@ -89,6 +89,11 @@ def test_samples_of_a_batch_do_not_see_one_another():
         assert torch.allclose(together[i], alone[0], atol=1e-6)
 
 
+def liif_of(widths):
+    decoder = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": widths}}
+    return {"name": "liif", "args": {"encoder_spec": EDSR, "imnet_spec": decoder}}
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -100,6 +105,11 @@ def test_samples_of_a_batch_do_not_see_one_another():
         ({"name": "liif", "args": {"encoder_spec": {"name": "rdn", "args": {"RDNconfig": "C"}}}}, ["'C'", "A, B"]),
         ({"name": "liif", "args": {"encoder_spec": {"name": "edsr-baseline", "args": {"scale": 5}}}}, ["x5"]),
         ({"name": "liif"}, ["encoder_spec"]),
+        *(
+            (liif_of(widths), [f"hidden_list {widths!r}", "[256, 256]"])
+            for widths in (8, [], [0], [2.5], [10**9], None)
+        ),
+        ({"name": "siren", "args": {"hidden_list": ["a"]}}, ["hidden_list ['a']"]),
         ([], ["specification"]),
     ],
 )

@@ -19,7 +19,7 @@ from liif_cli import train as train_module
 from liif_cli.cli import app
 from liif_cli.config import Schedule, Validation, load_train, presets
 from liif_cli.data import open_store
-from liif_cli.errors import InputError, ModelError, UsageError
+from liif_cli.errors import InputError, MemoryBudgetError, ModelError, UsageError
 from liif_cli.train import CONFIG, LOG, SAMPLE, STATE, VALIDATION, Trainer, TrainingError, rate_factor, run_training
 from liif_cli.validate import Validator
 
@@ -205,6 +205,13 @@ def test_a_run_that_diverges_stops_and_names_the_iteration_and_saves_nothing_aft
         run_training(trainer, tmp_path)
     assert torch.load(tmp_path / STATE, weights_only=True)["iteration"] == 4
     assert all(value.isfinite().all() for value in checkpoint.read(tmp_path).tensors.values())
+
+
+def test_a_step_too_large_for_the_machine_is_an_error_with_the_remedy(store, tmp_path, monkeypatch):
+    trainer = Trainer(tiny("batch=6", "accumulate=2"), store, CPU)
+    monkeypatch.setattr(trainer, "step", lambda: torch.empty(2**60))
+    with pytest.raises(MemoryBudgetError, match=r"out of memory on cpu in a step of 6 samples.*--set accumulate=3,"):
+        run_training(trainer, tmp_path)
 
 
 def test_no_step_is_skipped_before_the_warm_up_is_over(store):

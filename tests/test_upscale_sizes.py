@@ -85,6 +85,24 @@ def test_the_box_is_that_part_of_the_whole(upscale: Cli, tmp_path: Path) -> None
     assert np.abs(whole[16:80, 32:96] - part).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [
+        (["--scale", "4"], (41, 82)),
+        (["--width", "82"], (41, 82)),
+        (["--longest", "41"], (21, 41)),
+        (["--height", "1000"], (1000, 2000)),
+    ],
+)
+def test_a_box_with_fractions_keeps_its_proportions(
+    upscale: Cli, tmp_path: Path, asked: list[str], size: tuple[int, int]
+) -> None:
+    save(tmp_path / "photo.png", photo(30, 40))
+    assert upscale("photo.png", *asked, "--box", "8.1,4.05,28.6,14.3", "-o", "part.png").code == 0
+    with Image.open("part.png") as image:
+        assert image.size[::-1] == size
+
+
 @given(side=st.integers(1, 100_000), text=st.decimals("0.001", "99", places=3))
 def test_a_factor_means_the_decimal_number_that_was_written(side: int, text: object) -> None:
     exact = Fraction(str(text)) * side + Fraction(1, 2)

@@ -154,6 +154,7 @@ def test_a_path_is_taken_as_it_is_and_a_name_comes_first(tmp_path: Path) -> None
     assert weights.resolve("run") == Path("run")
     assert weights.resolve("default").name == "liif-light.safetensors"
     assert weights.resolve("./default") == Path("default")
+    assert weights.resolve(Path("default")) == Path("default")
 
 
 @pytest.mark.parametrize("text", ["no/such", "gone.pth", "gone.safetensors"])

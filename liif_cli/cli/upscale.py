@@ -159,7 +159,8 @@ def upscale(
         typer.Option(
             metavar="NAME",
             envvar="LIIF_PRECISION",
-            help="auto, float32, bfloat16 or float16. auto is half precision where the device is faster in it.",
+            help="auto, float32, bfloat16 or float16. auto is half precision where the device is faster in it, and"
+            " float32 for pictures of 16 bits.",
             rich_help_panel=PANEL,
         ),
     ] = "auto",

@@ -87,7 +87,5 @@ def _quantise(values: Array, dtype: np.dtype) -> Array:
     clamped = np.clip(values, 0, 1)
     if not np.issubdtype(dtype, np.integer):
         return clamped
-    # NaN stays NaN through clip, and NaN as an integer is anything: make it black rather than noise.
-    np.nan_to_num(clamped, copy=False, nan=0.0)
     rounded: Array = np.floor(clamped * np.float32(full_scale(dtype)) + np.float32(0.5)).astype(dtype)
     return rounded

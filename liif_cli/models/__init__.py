@@ -21,6 +21,7 @@ from liif_cli.models.siren import Siren
 __all__ = ["Field", "Model", "Spec", "Window", "build"]
 
 Spec = dict[str, Any]
+MOST_UNITS = 2**16  # of a layer: more is a mistake, and no machine's memory
 
 
 def _edsr_baseline(
@@ -84,13 +85,20 @@ def _metasr(encoder_spec: Spec) -> Callable[[Spec], Model]:
 
 
 def _siren(hidden_list: list[int], omega: float = 30.0) -> Callable[[Spec], Model]:
-    return lambda spec: Siren(spec, hidden_list, omega)
+    return lambda spec: Siren(spec, _widths(hidden_list), omega)
 
 
 def _mlp(hidden_list: list[int], out_dim: int = 3, in_dim: int | None = None) -> list[int]:
     if out_dim != 3:
         raise ModelError(f"the decoder answers with 3 colours, not out_dim {out_dim}")
-    return hidden_list
+    return _widths(hidden_list)
+
+
+def _widths(hidden_list: list[int]) -> list[int]:
+    widths = hidden_list if isinstance(hidden_list, list | tuple) else []
+    if not widths or not all(isinstance(width, int) and 0 < width <= MOST_UNITS for width in widths):
+        raise ModelError(f"hidden_list {hidden_list!r}: give the width of each hidden layer, such as [256, 256]")
+    return list(widths)
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {

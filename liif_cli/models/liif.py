@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liif_cli.coords import Axis, Corners, corners, to_low_res
-from liif_cli.errors import ModelError
 from liif_cli.models.base import Field, Model, Operations, Window, memory_format, whole_window
 from liif_cli.models.decoding import hidden_states, linear_relu, relu_
 from liif_cli.models.encoders.layers import Encoder
@@ -61,10 +60,6 @@ class LIIF(Model):
         cell_decode: bool = True,
     ) -> None:
         super().__init__(spec, encoder)
-        if not hidden:
-            raise ModelError(
-                "the LIIF decoder needs at least one hidden layer: give imnet_spec a hidden_list such as [256, 256]"
-            )
         self.local_ensemble = local_ensemble
         self.feat_unfold = feat_unfold
         self.cell_decode = cell_decode

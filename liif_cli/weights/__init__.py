@@ -19,15 +19,17 @@ __all__ = ["Entry", "Registry", "cache_folder", "find", "known_names", "registry
 _REINSTALL = "install liif again"
 
 
-def resolve(name_or_path: str) -> Path:
+def resolve(name_or_path: str | Path) -> Path:
     """The checkpoint a user means: a name or an alias of the registry, a name in the cache, or else a path.
 
     A path is that of a checkpoint or of the folder of a training run. A name comes before a file of that name in the
-    working folder; `./NAME` is the file.
+    working folder; `./NAME`, or a `Path`, is the file.
 
     Raises ModelError for what is unknown, with the names that come close; for a model of the registry that has not
     been fetched yet, with the command that fetches it; for a file of the wrong size.
     """
+    if isinstance(name_or_path, Path):
+        name_or_path = os.path.join(".", name_or_path)  # noqa: PTH118 - a Path forgets its "./"
     if entry := registry().find(name_or_path):
         return _registered(entry)
     folder = cache_folder()

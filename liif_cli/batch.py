@@ -39,13 +39,25 @@ from liif_cli.images import (
     Picture,
     check_animation,
     check_output,
+    fitted,
+    format_of,
     open_writer,
     read,
     read_animation,
     read_header,
     write_animation,
 )
-from liif_cli.jobs import STANDARD, Job, Options, is_file, is_folder, job_makes, output_size, standard_input
+from liif_cli.jobs import (
+    OWN_EXTENSION,
+    STANDARD,
+    Job,
+    Options,
+    is_file,
+    is_folder,
+    job_makes,
+    output_size,
+    standard_input,
+)
 from liif_cli.upscaler import Upscaler, free_bytes, within_process
 
 T = TypeVar("T")
@@ -175,6 +187,7 @@ class _Batch:
         size = output_size(_first(picture).size, self.options)
         output = job.output(self.options, size)
         assert output is not None
+        picture = _fitted(picture, output, self.options)
         return _Painting(_Task(job, picture, size, output, started), self.upscaler, self.options, self.limit_process)
 
     def painted(self, job: Job, share: float) -> None:
@@ -498,7 +511,7 @@ def _destination(task: _Task, options: Options, *, deliver: bool = True) -> Iter
         yield task.output
         return
     with _temporary_folder() as folder:
-        path = folder / f"picture.{_standard_format(task, options)}"
+        path = folder / f"picture.{_standard_format(task.picture, options)}"
         try:
             yield path
         except LiifError as error:
@@ -517,11 +530,19 @@ def _temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _standard_format(task: _Task, options: Options) -> str:
+def _standard_format(picture: Picture | Animation, options: Options) -> str:
     if options.format is not None:
         return options.format.lstrip(".").lower()
-    own = isinstance(task.picture, Animation) and task.picture.format in ("GIF", "WEBP")
-    return _first(task.picture).format.lower() if own else "png"
+    own = isinstance(picture, Animation) and picture.format in OWN_EXTENSION
+    return _first(picture).format.lower() if own else "png"
+
+
+def _fitted(picture: Picture | Animation, output: Path, options: Options) -> Picture | Animation:
+    wanted = _standard_format(picture, options) if output == STANDARD else options.format
+    fit = functools.partial(fitted, known=format_of(output, wanted), depth=options.depth, background=options.background)
+    if isinstance(picture, Animation):
+        return replace(picture, frames=tuple(map(fit, picture.frames)))
+    return fit(picture)
 
 
 def _deliver(path: Path) -> None:

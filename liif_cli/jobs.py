@@ -1,6 +1,7 @@
 """What is to be done, settled before any of it is: the inputs that are meant, and the name of every output.
 
-Nothing here decodes a picture. Headers are read where a name or a plan depends on them.
+Nothing here decodes a picture, but for a preview that depends on its transparency. Headers are read where a name or a
+plan depends on them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,15 +25,17 @@ from liif_cli.images import (
     Header,
     check_animation,
     check_output,
+    fitted,
     format_of,
+    read,
     read_header,
 )
 from liif_cli.upscaler import Sizing, box_sides
 
 STANDARD = Path("-")  # standard input or output
 # Pictures that may move keep their format, where none is asked for; all others become PNG.
-_OWN_EXTENSION = {"GIF": ".gif", "WEBP": ".webp"}
-_MAY_MOVE = (".gif", ".webp", ".png", ".apng")
+OWN_EXTENSION = {"GIF": ".gif", "WEBP": ".webp", "AVIF": ".avif"}
+_MAY_MOVE = (".gif", ".webp", ".png", ".apng", ".avif")
 
 
 class Source(NamedTuple):
@@ -57,6 +60,8 @@ class Options:
     overwrite: bool = False
     skip_existing: bool = False
     strip: bool = False
+    depth: int | None = None  # bits a sample, 8 or 16; None: the picture's own
+    background: tuple[int, int, int] | None = None  # what shows through where a picture is transparent
     max_pixels: int | None = DEFAULT_MAX_PIXELS
 
     @property
@@ -155,6 +160,11 @@ def _meant(text: str, recursive: bool, apart: Path | None) -> Found:
         matches = sorted(map(_plain, glob.glob(text, recursive=True)))  # noqa: PTH207  patterns may be absolute
         if pictures := [Source(item) for item in matches if _is_picture_name(item)]:
             return Found(pictures, list(filter(_is_of_another_kind, matches)))
+        if folders := [_in_folder_or_itself(item, recursive, apart) for item in matches if is_folder(item)]:
+            return Found(
+                [source for found in folders for source in found.sources],
+                [path for found in folders for path in found.passed_over],
+            )
         return Found([Source(_plain(text), problem=InputError(f"{text}: no picture matches this pattern"))], [])
     return _in_folder_or_itself(_plain(text), recursive, apart)
 
@@ -258,7 +268,7 @@ def _natural_extension(source: Source) -> str | None:
         except InputError:
             return ".png"  # it will be reported at its turn
         if header.frames > 1:
-            return _OWN_EXTENSION.get(header.format, ".png")
+            return OWN_EXTENSION.get(header.format, ".png")
     return ".png"
 
 
@@ -357,7 +367,7 @@ def preview(job: Job, options: Options) -> Preview:
         if options.skip_existing and output != STANDARD and is_file(output):
             return Preview(path, output, header.size, size, header.frames, skipped=True)
         if output != STANDARD:
-            _check_preview(output, size, header, options)
+            _check_preview(path, output, size, header, options)
     except LiifError as error:
         return Preview(path, output, header.size, size, header.frames, error=error)
     return Preview(path, output, header.size, size, header.frames)
@@ -377,7 +387,7 @@ def output_size(image: Size, options: Options) -> Size:
     return options.sizing.resolve(box_sides(image, box))
 
 
-def _check_preview(output: Path, size: Size, header: Header, options: Options) -> None:
+def _check_preview(path: Path, output: Path, size: Size, header: Header, options: Options) -> None:
     if is_file(output) and not options.overwrite:
         raise already_there(output)
     # Folders that the run itself would make: the question goes to the nearest one that is there.
@@ -385,13 +395,22 @@ def _check_preview(output: Path, size: Size, header: Header, options: Options) -
     while not is_folder(folder) and job_makes(folder, options):
         folder = folder.parent
     asked = temporary_beside(folder / output.name)
-    moves = header.frames > 1
     wanted = options.format or output.suffix
+    alpha = header.channels in (2, 4)
+    like = replace(
+        header,
+        channels=header.channels - (alpha and options.background is not None),
+        depth=options.depth or header.depth,
+    ).blank()
     try:
-        if moves:
-            check_animation(asked, size, header.blank(), format=wanted)
-        else:
-            check_output(asked, size, header.blank(), format=wanted, strip=options.strip)
+        known = format_of(asked, wanted)
+        if header.frames > 1:
+            check_animation(asked, size, fitted(like, known), format=wanted)
+            return
+        if like.has_alpha and path != STANDARD and (not known.alpha or known.name == "GIF"):
+            # Whether its transparency can be done without is not in the header.
+            like = replace(like, pixels=read(path, max_pixels=options.max_pixels).pixels)
+        check_output(asked, size, fitted(like, known, depth=options.depth), format=wanted, strip=options.strip)
     except LiifError as error:
         raise type(error)(str(error).replace(str(asked), str(output))) from None
 

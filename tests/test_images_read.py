@@ -349,6 +349,7 @@ def float_tiff() -> bytes:
         ("text.png", b"this is no picture at all", "not a picture"),
         ("page.jpg", b"<!DOCTYPE html><html></html>", "not a picture"),
         ("movie.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "pillow-heif"),
+        ("general.heic", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "pillow-heif"),
         ("float.tif", float_tiff(), "float"),
         ("signature.png", b"\x89PNG\r\n\x1a\n", "damaged|cut short"),
         *[

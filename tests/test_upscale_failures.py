@@ -300,9 +300,6 @@ def deep(path: Path) -> None:
 def test_a_format_without_alpha_is_refused_and_others_are_named(upscale: Cli, tmp_path: Path, extension: str) -> None:
     save(tmp_path / "photo.png", transparent())
     for options in ([], ["--dry-run"]):
-        # By the header alone the alpha of a GIF cannot be told to be partial.
-        if extension == "gif" and options:
-            continue
         ran = upscale("photo.png", "--scale", "2", "--format", extension, *options)
         assert ran.code == 5
         (line,) = ran.err.splitlines()
@@ -445,7 +442,7 @@ def test_a_disk_that_fills_up_in_the_middle(upscale: Cli, tmp_path: Path, small_
     for number in range(6):
         save(tmp_path / f"in/{number}.png", rng.integers(0, 256, (24, 40, 3), dtype=np.uint8))
     ran = upscale("in", "--scale", "2.5", "-o", small_disk)
-    assert ran.code == 5
+    assert ran.code == 1  # some were written
     made = sorted(small_disk.iterdir())
     assert 0 < len(made) < 6
     for path in made:
@@ -474,7 +471,8 @@ def test_fail_fast_stops_at_the_first(upscale: Cli, tmp_path: Path) -> None:
 def test_the_exit_code_tells_the_kind_of_failure(upscale: Cli, tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     save(tmp_path / "b.png", transparent())
-    assert upscale("a.png", "b.png", "--scale", "2", "--format", "jpg").code == 5
+    assert upscale("a.png", "b.png", "--scale", "2", "--format", "jpg").code == 1  # some
+    assert upscale("b.png", "--scale", "2", "--format", "jpg").code == 5
     assert upscale("c.png", "b.png", "--scale", "3", "--format", "jpg").code == 1  # of two kinds
 
 

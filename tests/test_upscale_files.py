@@ -97,6 +97,8 @@ def test_windows_of_a_picture_have_names_of_their_own(upscale: Cli, tmp_path: Pa
 def test_patterns(upscale: Cli, tmp_path: Path, photos: Path) -> None:
     assert upscale("photos/*.jpg", "photos/**/*.webp", "--scale", "2", "-o", "out").code == 0
     assert tree(tmp_path / "out") == ["a_x2.png", "c_x2.png"]
+    assert upscale("pho*", "--scale", "3", "-o", "folders").code == 0  # as a shell would hand it in
+    assert tree(tmp_path / "folders") == ["a_x3.png", "b_x3.png"]
     # A name that looks like a pattern but is there is itself.
     save(tmp_path / "new/[1].png")
     assert upscale("new/[1].png", "--scale", "2").code == 0
@@ -302,7 +304,15 @@ def test_animations_stay_animations(upscale: Cli, tmp_path: Path, extension: str
         assert image.info["loop"] == 2
 
 
-@pytest.mark.parametrize("wanted", ["gif", "webp", "png"])
+def test_a_moving_avif_keeps_all_its_frames(upscale: Cli, tmp_path: Path) -> None:
+    frames = [Image.fromarray(frame) for frame in animate(tmp_path / "moving.png")]
+    frames[0].save(tmp_path / "moving.avif", save_all=True, append_images=frames[1:], duration=[100, 250, 40])
+    assert ", 3 frames in " in upscale("moving.avif", "--scale", "2").out
+    with Image.open(tmp_path / "moving_x2.avif") as image:
+        assert (image.size, image.n_frames) == ((32, 24), 3)
+
+
+@pytest.mark.parametrize("wanted", ["gif", "webp", "png", "avif"])
 def test_animations_become_another_format(upscale: Cli, tmp_path: Path, wanted: str) -> None:
     animate(tmp_path / "moving.gif", loop=0)
     assert upscale("moving.gif", "--width", "40", "--format", wanted, "-o", "out/").code == 0
@@ -327,7 +337,7 @@ def test_a_format_that_stands_still_is_refused_for_animations(upscale: Cli, tmp_
     for options in ([], ["--dry-run"]):
         ran = upscale("moving.gif", "--scale", "2", "--format", "jpg", *options)
         assert ran.code == 5
-        assert ran.err == "liif: moving_x2.jpg: JPEG cannot hold an animation; use .gif, .webp or .png\n"
+        assert ran.err == "liif: moving_x2.jpg: JPEG cannot hold an animation; use .gif, .webp, .png or .avif\n"
     assert tree(tmp_path) == ["moving.gif"]
 
 

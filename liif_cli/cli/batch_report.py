@@ -242,9 +242,6 @@ def summary_table(results: Sequence[Result], count: int, seconds: float) -> Tabl
 
 
 def exit_code(results: Sequence[Result | Preview]) -> int:
-    """0; or the code of the failures where it is the same for all of them; or 1: some inputs failed."""
-    errors = [result.error for result in results if result.error is not None]
-    codes = {error.exit_code if isinstance(error, LiifError) else 1 for error in errors}
-    if not codes:
-        return 0
-    return codes.pop() if len(codes) == 1 else 1
+    """0; or 1: some inputs failed; or the code of the failures where all failed, and in the same way."""
+    codes = {getattr(result.error, "exit_code", 1) if result.error is not None else 0 for result in results}
+    return codes.pop() if len(codes) == 1 else int(bool(codes))

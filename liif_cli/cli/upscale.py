@@ -65,6 +65,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _depth(text: str) -> int:
+    if text.strip() not in ("8", "16"):
+        raise typer.BadParameter(f"{text!r} is neither 8 nor 16.")
+    return int(text)
+
+
 def upscale(
     inputs: Annotated[
         list[str] | None,
@@ -128,6 +134,24 @@ def upscale(
     quality: Annotated[
         int | None,
         typer.Option(parser=_percent, metavar="N", help="Of formats with loss, 1 to 100.", rich_help_panel=OUTPUT),
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            parser=_depth,
+            metavar="8|16",
+            help="Bits a channel of the output. \\[default: those of the input]",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    background: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLOR",
+            help="Put transparent pictures on this colour, such as white or #fafafa; else they stay transparent.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     strip: Annotated[
         bool, flag("--strip", help="Leave EXIF and XMP out; the colour profile stays.", rich_help_panel=OUTPUT)
@@ -262,6 +286,8 @@ def upscale(
         overwrite=overwrite,
         skip_existing=skip_existing,
         strip=strip,
+        depth=depth,
+        background=_colour(background),
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
     )
     apart = None if output in (None, "-") else options.output
@@ -395,6 +421,20 @@ def _parse_box(text: str | None) -> tuple[float, float, float, float] | None:
     if not (left < right < math.inf and top < bottom < math.inf):
         raise UsageError(f"--box {text}: is empty or upside down; it is left,top,right,bottom from the top left corner")
     return top, left, bottom, right
+
+
+def _colour(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    from PIL import ImageColor
+
+    try:
+        red, green, blue, *alpha = ImageColor.getrgb(text)
+    except ValueError:
+        alpha = [0]
+    if alpha:
+        raise UsageError(f"--background {text!r}: is no opaque colour; write it as white or #fafafa")
+    return red, green, blue
 
 
 def _listed(files_from: str | None) -> list[Path]:

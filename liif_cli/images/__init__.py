@@ -6,6 +6,7 @@ The only place of file formats and of rounding. Sizes are (height, width), array
 from liif_cli.images.animation import MOVING, Animation, check_animation, read_animation, write_animation
 from liif_cli.images.arrays import from_array, to_array
 from liif_cli.images.compose import compose, layers
+from liif_cli.images.fit import fitted
 from liif_cli.images.formats import FORMATS, Format, check_output, format_of
 from liif_cli.images.header import Header, read_header
 from liif_cli.images.picture import Picture
@@ -26,6 +27,7 @@ __all__ = [
     "check_animation",
     "check_output",
     "compose",
+    "fitted",
     "format_of",
     "from_array",
     "from_pil",

@@ -1,6 +1,5 @@
-"""Moving pictures: GIF, WebP and APNG files to whole frames and back."""
+"""Moving pictures: GIF, WebP, APNG and AVIF files to whole frames and back."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,14 @@ from liif_cli.images.read import (
     opened,
     recognise,
 )
-from liif_cli.images.write import PNG_LEVEL, WEBP_QUALITY
+from liif_cli.images.write import AVIF_QUALITY, PNG_LEVEL, WEBP_QUALITY, beside, carried
 
 # What browsers show a frame for that says 0 or 10 ms: older files mean "as fast as possible", which nobody wants to
 # see.
 _SHORTEST_MS = 20
 _DEFAULT_MS = 100
 
-MOVING = ("GIF", "WebP", "PNG")
+MOVING = ("GIF", "WebP", "PNG", "AVIF")
 """The formats that hold animations."""
 
 
@@ -50,7 +49,7 @@ class Animation:
 
 
 def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Animation | None:
-    """Return the frames of an animated GIF, WebP or PNG file, or None where the file holds one picture only.
+    """Return the frames of an animated GIF, WebP, PNG or AVIF file, or None where the file holds one picture only.
 
     Frames are RGB, or RGBA where any of them is transparent. `max_pixels` limits all frames together. Raises InputError
     as `read` does.
@@ -59,7 +58,7 @@ def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXEL
         if is_tiff(file):
             return None
         with recognise(file) as image, decoding(file.name):
-            if image.format not in ("GIF", "WEBP", "PNG"):
+            if image.format not in ("GIF", "WEBP", "PNG", "AVIF"):
                 return None
             count = int(getattr(image, "n_frames", 1))
             # The still picture of an APNG file may stand for the animation where that cannot be shown.
@@ -74,6 +73,7 @@ def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXEL
                 durations.append(_duration_ms(image.info.get("duration")))
                 frames.append(picture_of(image, file.name, str(image.format), 1))
             lossless = image.format != "WEBP" or is_lossless_webp(file.stream)
+            lossless = lossless and image.format != "AVIF"
             frames = [replace(frame, lossless=lossless) for frame in frames]
             return Animation(_alike(frames), tuple(durations), image.info.get("loop"), str(image.format))
 
@@ -113,7 +113,7 @@ def check_animation(
     """
     known = format_of(path, format)
     if known.name not in MOVING:
-        raise OutputError(f"{path}: {known.name} cannot hold an animation; use .gif, .webp or .png")
+        raise OutputError(f"{path}: {known.name} cannot hold an animation; use .gif, .webp, .png or .avif")
     if like.pixels.dtype != np.uint8:
         raise OutputError(f"{path}: animations hold 8 bits a channel only; convert the frames first")
     # GIF rounds partial transparency here: a moving picture of that kind is nearly always one already.
@@ -129,7 +129,7 @@ def write_animation(
     quality: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the frames as an animated GIF, WebP or PNG file, by the extension of `path` or by `format`.
+    """Write the frames as an animated GIF, WebP, PNG or AVIF file, by the extension of `path` or by `format`.
 
     WebP is lossless where `quality` is None and the source was not a lossy WebP. Raises OutputError for a format that
     does not move, for 16-bit frames, and as `open_writer` does; UsageError for an unknown format.
@@ -161,13 +161,13 @@ def _image(pixels: Array) -> Image.Image:
 
 
 def _options(name: str, animation: Animation, quality: int | None) -> dict[str, Any]:
-    like = animation.frames[0]
-    carried: Sequence[tuple[str, Any]] = (("icc_profile", like.icc), ("exif", like.exif), ("xmp", like.xmp))
-    options: dict[str, Any] = {key: value for key, value in carried if value is not None}
+    like = carried(animation.frames[0], animation.frames[0].size, strip=False)
+    options = {**beside(like, name), "duration": list(animation.durations_ms)}
+    if name == "AVIF":  # which repeats for ever, as readers have it
+        return options | {"format": "AVIF", "quality": quality or AVIF_QUALITY, "subsampling": "4:4:4"}
     # In these formats 0 is for ever; a picture that plays once says 1.
-    options |= {"duration": list(animation.durations_ms), "loop": 1 if animation.loop is None else animation.loop}
+    options["loop"] = 1 if animation.loop is None else animation.loop
     if name == "PNG":
-        options.pop("xmp", None)
         # Disposal 0 and blend 0: each frame is the whole canvas and replaces the one before.
         return options | {"format": "PNG", "compress_level": PNG_LEVEL, "disposal": 0, "blend": 0}
     lossless = quality is None and like.lossless

@@ -166,11 +166,16 @@ def _check_capacity(path: Path, known: Format, size: tuple[int, int], like: Pict
     if like.pixels.dtype not in (np.uint8, np.uint16):
         raise OutputError(f"{path}: floating-point pixels cannot be written; convert them to uint8 or uint16 first")
     if like.depth > 8 and not known.deep:
-        raise OutputError(f"{path}: {known.name} cannot hold 16 bits a channel; use {_those(lambda other: other.deep)}")
+        raise OutputError(
+            f"{path}: {known.name} cannot hold 16 bits a channel; use {_those(lambda other: other.deep)}, or --depth 8"
+        )
     if like.alpha is None:
         return
     if not known.alpha:
-        raise OutputError(f"{path}: {known.name} cannot hold transparency; use {_those(lambda other: other.alpha)}")
+        raise OutputError(
+            f"{path}: {known.name} cannot hold transparency; use {_those(lambda other: other.alpha)}, or --background"
+            " white"
+        )
     if known.name == "GIF" and not np.isin(like.alpha, (0, 255)).all():
         raise OutputError(f"{path}: GIF cannot hold partial transparency; use .png, .webp, .tif or .avif")
 

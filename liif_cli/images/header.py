@@ -22,7 +22,7 @@ from liif_cli.images.read import (
     tiff_info,
 )
 
-_ANIMATED = ("GIF", "WEBP", "PNG")
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _CMYK_AND_LAB = ("CMYK", "LAB")
 
@@ -46,9 +46,9 @@ class Header:
         return self.size[0] * self.size[1] * self.channels * (self.depth // 8) * self.frames
 
     def blank(self) -> Picture:
-        """Return a picture of this kind that takes no memory, to ask `check_output` about; alpha is 0 everywhere."""
-        black = np.uint16(0) if self.depth == 16 else np.uint8(0)
-        return Picture(np.broadcast_to(black, (*self.size, self.channels)), format=self.format)
+        """Return a picture of this kind that takes no memory, to ask `check_output` about; all of it is opaque."""
+        white = np.uint16(65535) if self.depth == 16 else np.uint8(255)
+        return Picture(np.broadcast_to(white, (*self.size, self.channels)), format=self.format)
 
 
 def read_header(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Header:

@@ -47,7 +47,7 @@ EXTENSIONS = frozenset(
 ) | {".avif", ".heic", ".heif", ".hif"}
 """The usual extensions of readable files, for looking through folders."""
 
-_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"))
 _CONVERT = "convert it to PNG or TIFF first"
 
 
@@ -172,10 +172,10 @@ def recognise(file: Opened) -> Image.Image:
     Pillow's own `open` would refuse or warn by a limit of the whole process; here the caller's limit holds.
     """
     prefix = file.head(16)
-    heic = prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIC_BRANDS
+    heic = bool(_brands(file) & _HEIC_BRANDS)
     if heic:
         _register_heic(file)
-    for name in _BY_PILLOW:
+    for name in ("HEIF",) if heic else _BY_PILLOW:
         factory, accept = Image.OPEN.get(name, (None, None))
         if factory is None or (accept is not None and accept(prefix) is not True):
             continue
@@ -185,6 +185,15 @@ def recognise(file: Opened) -> Image.Image:
     if heic:
         raise InputError(f"{file.name}: is a HEIC picture; install the reader with: pip install pillow-heif")
     raise InputError(f"{file.name}: is not a picture liif can read (PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIC)")
+
+
+def _brands(file: Opened) -> set[bytes]:
+    """What a file of the ISO kind says it is compatible with: HEIC and AVIF may both begin as the general "mif1"."""
+    head = file.head(256)
+    if head[4:8] != b"ftyp":
+        return set()
+    end = min(len(head), int.from_bytes(head[:4], "big"))
+    return {head[8:12], *(head[at : at + 4] for at in range(16, end, 4))}
 
 
 def _register_heic(file: Opened) -> None:

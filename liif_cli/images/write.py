@@ -66,11 +66,11 @@ def open_writer(
     if quality is not None and not 1 <= quality <= 100:
         raise UsageError(f"quality is 1 to 100, not {quality}")
     known = check_output(path, size, like, format=format, strip=strip, budget_bytes=budget_bytes, overwrite=overwrite)
-    carried = _carried(like, size, strip=strip)
+    of_size = carried(like, size, strip=strip)
     place = atomic_deepzoom if known.name == "DeepZoom" else atomic_path
     with place(path, overwrite=overwrite) as temporary:
         if _streamed(known, size, like, budget_bytes):
-            with Stream(temporary, path, known.name, size, carried, _stream_options(known, carried, quality)) as stream:
+            with Stream(temporary, path, known.name, size, of_size, _stream_options(known, of_size, quality)) as stream:
                 yield stream
             return
         memory = Memory(size, like)
@@ -78,7 +78,7 @@ def open_writer(
         memory.check_complete()
         try:
             with quiet(), temporary.open("w+b") as file:
-                _save(memory.pixels, file, known, carried, quality)
+                _save(memory.pixels, file, known, of_size, quality)
         except (OSError, ValueError, MemoryError) as error:
             raise cannot_write(path, error) from error
 
@@ -107,7 +107,7 @@ class Memory:
         self._bands.check_complete()
 
 
-def _carried(like: Picture, size: tuple[int, int], *, strip: bool) -> Picture:
+def carried(like: Picture, size: tuple[int, int], *, strip: bool) -> Picture:
     """Return the picture with its metadata as it is to be written."""
     return replace(
         like,
@@ -133,24 +133,30 @@ def _stream_options(known: Format, like: Picture, quality: int | None) -> dict[s
     return {"suffix": f".jpg[Q={quality or TILE_QUALITY}]" if opaque else ".png"}
 
 
-def _save(pixels: Array, file: BinaryIO, known: Format, carried: Picture, quality: int | None) -> None:
-    image = Image.fromarray(pixels[..., 0] if carried.channels == 1 else pixels)
-    no_profile = known.name in ("GIF", "BMP") or (known.name in ("WebP", "AVIF") and carried.is_grey)
-    if no_profile and carried.icc is not None:
-        # GIF and BMP hold none; WebP and AVIF hold colour only, which a grey profile does not describe.
-        image, carried = in_srgb(image, carried.icc), replace(carried, icc=None)
-    beside = {"icc_profile": carried.icc, "exif": carried.exif, "xmp": carried.xmp, "dpi": carried.dpi}
-    options: dict[str, Any] = {key: value for key, value in beside.items() if value is not None}
-    if known.name == "PNG":
+def beside(like: Picture, name: str) -> dict[str, Any]:
+    """Return what goes beside the pixels into a file of the format with that name, as options of Pillow's."""
+    metadata = {"icc_profile": like.icc, "exif": like.exif, "xmp": like.xmp, "dpi": like.dpi}
+    options: dict[str, Any] = {key: value for key, value in metadata.items() if value is not None}
+    if name == "PNG" and (xmp := options.pop("xmp", None)):
         # Pillow writes no XMP into PNG files unless it is handed in as a chunk.
-        chunks = PngImagePlugin.PngInfo()
-        if xmp := options.pop("xmp", None):
-            chunks.add(b"iTXt", PNG_XMP_HEADER + xmp)
-        image.save(file, "PNG", compress_level=PNG_LEVEL, pnginfo=chunks, **options)
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add(b"iTXt", PNG_XMP_HEADER + xmp)
+    return options
+
+
+def _save(pixels: Array, file: BinaryIO, known: Format, like: Picture, quality: int | None) -> None:
+    image = Image.fromarray(pixels[..., 0] if like.channels == 1 else pixels)
+    no_profile = known.name in ("GIF", "BMP") or (known.name in ("WebP", "AVIF") and like.is_grey)
+    if no_profile and like.icc is not None:
+        # GIF and BMP hold none; WebP and AVIF hold colour only, which a grey profile does not describe.
+        image, like = in_srgb(image, like.icc), replace(like, icc=None)
+    options = beside(like, known.name)
+    if known.name == "PNG":
+        image.save(file, "PNG", compress_level=PNG_LEVEL, **options)
     elif known.name == "JPEG":
         image.save(file, "JPEG", quality=quality or JPEG_QUALITY, subsampling=0, **options)
     elif known.name == "WebP":
-        lossless = quality is None and carried.format == "WEBP" and carried.lossless
+        lossless = quality is None and like.format == "WEBP" and like.lossless
         # Exact: colour under transparent pixels is ours to keep only where nothing is lost anyway.
         image.save(file, "WEBP", lossless=lossless, exact=lossless, quality=quality or WEBP_QUALITY, **options)
     elif known.name == "AVIF":
@@ -158,4 +164,4 @@ def _save(pixels: Array, file: BinaryIO, known: Format, carried: Picture, qualit
     elif known.name == "GIF":
         save_gif(file, [as_channels(image)], [0], None)
     else:
-        image.save(file, known.name, dpi=carried.dpi or (96, 96))
+        image.save(file, known.name, dpi=like.dpi or (96, 96))

@@ -12,6 +12,7 @@ the plan, but for the rounding of sums that are added in another order, and for 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -679,22 +680,31 @@ def _codes_around(axis: coords.Axis, count: int, margin: int) -> tuple[int, int]
 
 
 class _OnItsWay:
-    """A band on its way to host memory; on a GPU it travels while the next one is painted."""
+    """A band on its way to host memory; on a GPU it travels, by a stream of its own, while the next one is painted."""
 
     def __init__(self, band: Tensor) -> None:
         if band.device.type != "cuda":
             self._host, self._event = band.cpu(), None
             return
         self._host = torch.empty(band.shape, dtype=band.dtype, pin_memory=True)
-        self._host.copy_(band, non_blocking=True)
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._event.record(torch.cuda.current_stream(band.device))
+        stream = _copying(band.device)
+        stream.wait_stream(torch.cuda.current_stream(band.device))
+        with torch.cuda.stream(stream):
+            self._host.copy_(band, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(stream)
+        band.record_stream(stream)  # its memory is not given to another before it has left
 
     def arrived(self) -> Array:
         if self._event is not None:
             self._event.synchronize()
         array: Array = self._host.numpy()
         return array
+
+
+@functools.cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _one_thread() -> None:

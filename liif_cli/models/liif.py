@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from copy import copy
 from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
 
@@ -328,7 +329,7 @@ class _GPUPainter:
             if kind not in self.better:
                 patch = slice(0, PATCH)
                 fast, painted = _timed(lambda: paint(patch))
-                plain, expected = _timed(lambda: self._block(patch, patch))
+                plain, expected = _timed(self._cut(PATCH)._paint_blocks)
                 apart = (painted - expected).abs()
                 same = bool((apart.max() < PATCH_TOLERANCE) & (apart.mean() < PATCH_TOLERANCE / 16))
                 self.better[kind] = same and fast < plain
@@ -341,6 +342,15 @@ class _GPUPainter:
             self.better[kind] = False
             return None
 
+    def _cut(self, pixels: int) -> _GPUPainter:
+        """A painter of the first so many rows and columns, which reads the codes of these alone."""
+        cut = copy(self)
+        cut.vertical = Corners(*(part[:, :pixels] for part in self.vertical))
+        cut.horizontal = Corners(*(part[:, :pixels] for part in self.horizontal))
+        cut.row_part, cut.column_part = self.row_part[:, :pixels], self.column_part[:, :pixels]
+        cut.codes = self.codes[: int(cut.vertical.code.max()) + 1, : int(cut.horizontal.code.max()) + 1]
+        return cut
+
     def _paint_blocks(self) -> Tensor:
         corner_count, rows = self.vertical.code.shape
         columns = self.horizontal.code.shape[1]
@@ -350,18 +360,18 @@ class _GPUPainter:
             out[top : top + height] = self._block(slice(top, top + height))
         return out
 
-    def _block(self, rows: slice, columns: slice = EVERYTHING) -> Tensor:
+    def _block(self, rows: slice) -> Tensor:
         blended: Tensor | None = None
         total: Tensor | None = None
         for vertical in range(self.vertical.code.shape[0]):
             # The row part goes to the codes before they are spread over the columns: fewer of them.
             line = self.codes[self.vertical.code[vertical, rows]] + self.row_part[vertical, rows, None]
             for horizontal in range(self.horizontal.code.shape[0]):
-                x = line[:, self.horizontal.code[horizontal, columns]]
-                x = x.add_(self.column_part[horizontal, columns]).relu_().flatten(0, 1)
+                x = line[:, self.horizontal.code[horizontal]]
+                x = x.add_(self.column_part[horizontal]).relu_().flatten(0, 1)
                 for weight, bias in self.decoder.hidden:
                     x = torch.addmm(bias, x, weight).relu_()
-                share = self.vertical.weight[vertical, rows, None] * self.horizontal.weight[horizontal, columns]
+                share = self.vertical.weight[vertical, rows, None] * self.horizontal.weight[horizontal]
                 share = share.flatten()[:, None].to(x.dtype)
                 x = x.mul_(share)
                 blended = x if blended is None else blended.add_(x)

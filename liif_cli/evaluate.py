@@ -74,9 +74,14 @@ class ModelMethod:
 
     def __init__(self, name: str, identity: str, engine: Engine, memory_bytes: int | None = None) -> None:
         self.name = name
-        self.identity = identity
         self.engine = engine
+        self.identity = f"{identity}:{self.computed}"
         self.memory_bytes = memory_bytes
+
+    @property
+    def computed(self) -> str:
+        """In which precision, and on what: "float32 on cpu"."""
+        return f"{str(self.engine.dtype).removeprefix('torch.')} on {self.engine.device.type}"
 
     def paint(self, low_res: Array, size: Size) -> Array:
         engine = self.engine
@@ -162,8 +167,7 @@ def load_methods(
         path = weights.resolve(model)
         file = path / checkpoint.RUN_MODEL if path.is_dir() else path
         engine = Engine(checkpoint.load(path), chosen, dtype, 0)
-        identity = f"model:{sha256_of(file)[:16]}:{str(dtype).removeprefix('torch.')}:{chosen.type}"
-        methods.append(ModelMethod(_name(model, path), identity, engine, limit))
+        methods.append(ModelMethod(_name(model, path), f"model:{sha256_of(file)[:16]}", engine, limit))
     methods += [KernelMethod(name) for name in dict.fromkeys(kernels)]
     if not methods:
         raise UsageError("nothing to score: name a model with -m or a baseline with --baselines")
@@ -266,15 +270,20 @@ Perceptual = Callable[[Array, Array], float]
 
 def key(method: Method, dataset: Dataset, truth: Truth, scale: float, protocol: Protocol, lpips: bool) -> str:
     """What a score depends on, as one line of text."""
-    stamp = truth.path.stat()
+    low_res = dataset.low_res_file(truth, scale, protocol)
     parts = [
         method.identity,
-        str(truth.path.resolve()), stamp.st_size, stamp.st_mtime_ns,
+        *_stamp(truth.path), *(() if low_res is None else _stamp(low_res)),
         f"{scale!r}", dataset.source(scale, protocol), dataset.rgb,
         *dataclasses.astuple(protocol),
         lpips,
     ]  # fmt: skip
     return json.dumps(parts)
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    stamp = path.stat()
+    return str(path.resolve()), stamp.st_size, stamp.st_mtime_ns
 
 
 def evaluate(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from liif_cli import __version__
-from liif_cli.evaluate import Row, Score, Work
+from liif_cli.evaluate import ModelMethod, Row, Score, Work
 from liif_cli.published import Rows
 
 if TYPE_CHECKING:
@@ -110,6 +110,9 @@ def notes(title: str, rows: Sequence[Row], work: Work) -> list[str]:
         border = f"border of {'scale + 6' if dataset.rgb else 'scale'} pixels shaved"
     rounded = {"8bit": "rounded to 8 bits"}.get(protocol.rounding, "not rounded")
     said = [f"Scored on {'luma (Y)' if channel == 'y' else 'RGB'}, {border}, output {rounded}."]
+    computed = dict.fromkeys(method.computed for method in work.methods if isinstance(method, ModelMethod))
+    if others := [each for each in computed if each != "float32 on cpu"]:
+        said.append(f"Computed in {', '.join(others)}.")
     sources: dict[str, list[str]] = {}
     for scale in work.scales:
         sources.setdefault(dataset.source(scale, protocol), []).append(f"x{scale:g}")
@@ -189,6 +192,7 @@ def as_json(
         "rows": [_plain(row) for row in rows],
         "scores": [_plain(each) for each in scores],
         "protocol": work.protocol.as_json(),
+        "computed": {method.name: method.computed for method in work.methods if isinstance(method, ModelMethod)},
         "version": __version__,
     }
     if published:

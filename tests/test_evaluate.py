@@ -279,6 +279,23 @@ def test_a_score_is_known_only_for_the_same_picture_method_and_protocol(photos: 
     assert method.painted == 5
 
 
+def test_a_score_is_known_only_for_the_same_low_resolution_file(photos: Path) -> None:
+    method, folder = Counted(), photos.parent / "own"
+    for below in ("HR", "LR_bicubic/X2"):
+        (folder / below).mkdir(parents=True)
+    (folder / "HR" / "a.png").write_bytes((photos / "a.png").read_bytes())
+    low_res = folder / "LR_bicubic" / "X2" / "ax2.png"
+    with Image.open(photos / "a.png") as image:
+        half = image.resize((image.width // 2, image.height // 2))
+    half.save(low_res)
+    known = dict(evaluate(work_of(folder, [method], [2.0])))
+    scores_of(work_of(folder, [method], [2.0]), known=known)
+    assert method.painted == 1
+    half.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(low_res)
+    scores_of(work_of(folder, [method], [2.0]), known=known)
+    assert method.painted == 2
+
+
 def test_an_interrupted_run_goes_on_where_it_stopped(
     photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,7 +346,13 @@ def test_json_csv_and_table_agree(photos: Path, tmp_path: Path) -> None:
     ran = liif("--dataset", photos, "--scales", "2,2.5", "-m", TINY, "--json", json_file, "--csv", csv_file)
     assert ran.exit_code == 0, ran.stderr
     content = json.loads(json_file.read_text())
-    assert content.keys() == {"rows", "scores", "protocol", "version"}
+    assert content.keys() == {"rows", "scores", "protocol", "computed", "version"}
+    assert content["computed"] == {"official_tiny": "float32 on cpu"}
+    assert "Computed in" not in ran.stdout
+    assert (
+        "Computed in bfloat16 on cpu."
+        in liif("--dataset", photos, "--scales", "2", "-m", TINY, "--precision", "bfloat16").stdout
+    )
     assert content["version"] == __version__
     assert content["protocol"] == {
         "name": "paper", "color": "auto", "border": None, "rounding": "paper", "degradation": "paper",

@@ -99,12 +99,14 @@ class Dataset(NamedTuple):
             sides = _sides(truth.path)
             if sides is not None:
                 _check_side(truth, sides[0], scale, border)
-            if path := self._low_res_file(truth, scale, protocol):
+            if path := self.low_res_file(truth, scale, protocol):
                 low = _sides(path)
                 if sides is not None and low is not None:
                     _check_match(truth, path, sides, low, scale)
 
-    def _low_res_file(self, truth: Truth, scale: float, protocol: Protocol) -> Path | None:
+    def low_res_file(self, truth: Truth, scale: float, protocol: Protocol) -> Path | None:
+        """The data set's own low-resolution picture; None where it has none at this scale. Raises InputError where that
+        one is missing."""
         folder = self._folder(scale, protocol)
         if folder is None:
             return None
@@ -124,7 +126,7 @@ class Dataset(NamedTuple):
         whole = read_rgb(truth.path) if high_res is None else high_res
         height, width = whole.shape[:2]
         _check_side(truth, min(height, width), scale, protocol.shave(scale, self.rgb))
-        path = self._low_res_file(truth, scale, protocol)
+        path = self.low_res_file(truth, scale, protocol)
         if path is not None:
             low_res = read_rgb(path)
             _check_match(truth, path, _sorted((height, width)), _sorted(low_res.shape[:2]), scale)

@@ -9,6 +9,7 @@ a ReLU leaves as it is, since what comes out of the layer before is never negati
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from liif_cli.models.base import Model
 from liif_cli.models.liif import LIIF
@@ -23,24 +24,27 @@ def grow(small: Model, large: Model) -> bool:
     """
     if not isinstance(small, LIIF) or not isinstance(large, LIIF):
         return False
+    if small.spec["args"]["encoder_spec"] != large.spec["args"]["encoder_spec"]:
+        return False
     old, new = small.imnet.linears, large.imnet.linears
     same_inputs = old[0].in_features == new[0].in_features and small.local_ensemble == large.local_ensemble
-    widths, added = [layer.out_features for layer in old[:-1]], len(new) - len(old)
-    widths += [widths[-1]] * added
-    fits = added >= 0 and all(width <= layer.out_features for width, layer in zip(widths, new, strict=False))
-    if not (fits and same_inputs and small.spec["args"]["encoder_spec"] == large.spec["args"]["encoder_spec"]):
+    between = [_handing_on(old[-1].in_features) for _ in range(len(new) - len(old))]
+    sources = [*old[:-1], *between, old[-1]]
+    pairs = list(zip(sources, new, strict=False))
+    fits = all(source.out_features <= layer.out_features for source, layer in pairs)
+    if not (same_inputs and fits and len(sources) == len(new)):
         return False
     large.encoder.load_state_dict(small.encoder.state_dict())
-    for number, layer in enumerate(new):
-        if number < len(old) - 1:
-            source = old[number]
-        elif number < len(new) - 1:
-            source = None
-        else:
-            source = old[-1]
-        width = widths[number] if number < len(widths) else layer.out_features
-        inputs = widths[number - 1] if number else layer.in_features
-        layer.weight[:width] = 0  # the old units listen to old units alone
-        layer.weight[:width, :inputs] = torch.eye(width) if source is None else source.weight
-        layer.bias[:width] = 0 if source is None else source.bias
+    for source, layer in pairs:
+        units, inputs = source.weight.shape
+        layer.weight[:units] = 0  # the old units listen to old units alone
+        layer.weight[:units, :inputs] = source.weight
+        layer.bias[:units] = source.bias
     return True
+
+
+def _handing_on(units: int) -> nn.Linear:
+    layer = nn.Linear(units, units)
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 
-from liif_cli.engine import Size
+from liif_cli.engine import Size, joined
 from liif_cli.errors import LiifError, MemoryBudgetError, OutputError
 from liif_cli.files import already_there, cannot_write
 from liif_cli.images import (
@@ -471,7 +471,7 @@ class _Painting:
         options = self.options
         frames = []
         for frame in animation.frames:
-            pixels = np.concatenate(list(self._taken(self.task.size[0])))
+            pixels = joined(self._taken(self.task.size[0]), self.task.size[0])
             like = replace(frame, exif=None, xmp=None) if options.strip else frame
             frames.append(replace(like, pixels=pixels))
         write_animation(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -506,6 +506,20 @@ class _Tiled:
         top, _, left, _ = self.area
         rows = slice((region.top - top) * self.scale, (region.bottom - top) * self.scale)
         return ..., rows, slice((region.left - left) * self.scale, (region.right - left) * self.scale)
+
+
+def joined(bands: Iterable[Array], rows: int) -> Array:
+    """Bands, (h, ...) each, as the one array of so many rows that they are; each is let go of as it is copied."""
+    whole: Array | None = None
+    done = 0
+    for band in bands:
+        if whole is None:
+            whole = np.empty((rows, *band.shape[1:]), band.dtype)
+        whole[done : done + len(band)] = band
+        done += len(band)
+    if whole is None or done != rows:
+        raise ValueError(f"{done} of {rows} rows")
+    return whole
 
 
 def as_input(image: Array, device: torch.device) -> Tensor:

@@ -32,17 +32,15 @@ from numpy.typing import NDArray
 from liif_cli import allocator, checkpoint, weights
 from liif_cli.benchmarks import Dataset, Pair, Truth
 from liif_cli.benchmarks.datasets import low_res_size, read_rgb
-from liif_cli.engine import Engine, Size
+from liif_cli.engine import Engine, Size, joined
 from liif_cli.errors import InputError, LiifError, UsageError
 from liif_cli.metrics import Channel, psnr, ssim
 from liif_cli.protocol import Protocol
 from liif_cli.resize import matlab_bicubic, taps
 from liif_cli.upscaler import (
-    FREE_SHARE,
-    MOST_BYTES,
     choose_device,
     choose_precision,
-    free_bytes,
+    default_bytes,
     parse_memory,
     within_process,
 )
@@ -86,16 +84,11 @@ class ModelMethod:
     def paint(self, low_res: Array, size: Size) -> Array:
         engine = self.engine
         if self.memory_bytes is None:
-            engine.budget_bytes = min(MOST_BYTES, int(free_bytes(engine.device) * FREE_SHARE))
+            engine.budget_bytes = default_bytes(engine.device)
         else:
             on_cpu = engine.device.type == "cpu"
             engine.budget_bytes = within_process(self.memory_bytes) if on_cpu else self.memory_bytes
-        out = np.empty((*size, 3), np.float32)
-        done = 0
-        for band in engine.bands(low_res, size):
-            out[done : done + len(band)] = band
-            done += len(band)
-        return out
+        return joined(engine.bands(low_res, size), size[0])
 
 
 class KernelMethod:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from liif_cli import allocator, checkpoint, weights
 from liif_cli.coords import exact, output_size
-from liif_cli.engine import MIB, Box, Engine, Size
+from liif_cli.engine import MIB, Box, Engine, Size, joined
 from liif_cli.errors import MemoryBudgetError, UsageError
 from liif_cli.images import Picture, compose, from_array, from_pil, layers, to_array, to_pil
 
@@ -181,12 +181,7 @@ class Upscaler:
 
     def working_bytes(self) -> int:
         """What the engine may use now: the limit given, or a share of what is free on the device."""
-        if self.memory_bytes is not None:
-            return self.memory_bytes
-        if (share := free_bytes(self.device) * FREE_SHARE) < MOST_BYTES:
-            allocator.give_back()  # what is kept is free as well
-            share = free_bytes(self.device) * FREE_SHARE
-        return min(MOST_BYTES, int(share))
+        return default_bytes(self.device) if self.memory_bytes is None else self.memory_bytes
 
     def open(
         self, picture: Picture, budget_bytes: int | None = None, *, ensemble: bool = False, again: bool = False
@@ -258,7 +253,7 @@ class PictureField:
         ``scale``."""
         window = Box(*box) if box is not None else None
         target = Sizing(scale=scale, size=size).resolve(box_sides(self._picture.size, window))
-        return self._restore(np.concatenate(list(self._open.bands(target, window))))
+        return self._restore(joined(self._open.bands(target, window), target[0]))
 
 
 def box_sides(image: Size, box: Box | None) -> tuple[float, float]:
@@ -344,6 +339,14 @@ def parse_memory(text: str | int) -> int:
     if size < MIB:
         raise UsageError(f"memory {text!r}: is {size} bytes; write it as 4G, 1.5G or 800M")
     return size
+
+
+def default_bytes(device: torch.device) -> int:
+    """What a picture may take where nobody says how much: a share of what is free on a device."""
+    if (share := free_bytes(device) * FREE_SHARE) < MOST_BYTES:
+        allocator.give_back()  # what is kept is free as well
+        share = free_bytes(device) * FREE_SHARE
+    return min(MOST_BYTES, int(share))
 
 
 def free_bytes(device: torch.device) -> int:

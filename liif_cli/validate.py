@@ -12,14 +12,14 @@ from PIL import Image
 from liif_cli.benchmarks.datasets import Pair, low_res_size, painted_size, read_rgb, reduce
 from liif_cli.config import Validation
 from liif_cli.data import image_files
-from liif_cli.engine import Engine
+from liif_cli.engine import Engine, joined
 from liif_cli.errors import InputError
 from liif_cli.files import atomic_path
 from liif_cli.metrics import Channel, psnr
 from liif_cli.models import Model
 from liif_cli.protocol import Protocol
 from liif_cli.resize import pil_bicubic
-from liif_cli.upscaler import FREE_SHARE, free_bytes
+from liif_cli.upscaler import default_bytes
 
 PROTOCOL = Protocol()
 SHOWN_PX = 192  # side of the crop that the comparison shows
@@ -91,12 +91,13 @@ class Validator:
 
 
 def _engine(model: Model, device: torch.device) -> Engine:
-    return Engine(model, device, torch.float32, int(free_bytes(device) * FREE_SHARE))
+    return Engine(model, device, torch.float32, default_bytes(device))
 
 
 def paint(engine: Engine, low_res: np.ndarray, high_res: np.ndarray) -> np.ndarray:
     """What the model makes of ``low_res`` at the size of ``high_res``: (H, W, 3) float32."""
-    return np.concatenate(list(engine.bands(low_res, (high_res.shape[0], high_res.shape[1]))))
+    size = (high_res.shape[0], high_res.shape[1])
+    return joined(engine.bands(low_res, size), size[0])
 
 
 def write_png(picture: Image.Image, path: Path) -> None:

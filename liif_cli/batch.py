@@ -187,7 +187,6 @@ class _Batch:
         size = output_size(_first(picture).size, self.options)
         output = job.output(self.options, size)
         assert output is not None
-        picture = _fitted(picture, output, self.options)
         return _Painting(_Task(job, picture, size, output, started), self.upscaler, self.options, self.limit_process)
 
     def painted(self, job: Job, share: float) -> None:
@@ -299,8 +298,8 @@ def _read(job: Job, options: Options, source: Path | io.BytesIO, most_bytes: int
     if header is None or header.frames > 1:
         animation = read_animation(_from_start(source), max_pixels=limit)
         if animation is not None:
-            return animation
-    return read(_from_start(source), max_pixels=limit)
+            return _fitted(animation, job, options)
+    return _fitted(read(_from_start(source), max_pixels=limit), job, options)
 
 
 def _from_start(source: Path | io.BytesIO) -> Path | io.BytesIO:
@@ -537,7 +536,10 @@ def _standard_format(picture: Picture | Animation, options: Options) -> str:
     return _first(picture).format.lower() if own else "png"
 
 
-def _fitted(picture: Picture | Animation, output: Path, options: Options) -> Picture | Animation:
+def _fitted(picture: Picture | Animation, job: Job, options: Options) -> Picture | Animation:
+    """The picture as it goes into its output's format."""
+    output = job.output(options, output_size(_first(picture).size, options))
+    assert output is not None
     wanted = _standard_format(picture, options) if output == STANDARD else options.format
     fit = functools.partial(fitted, known=format_of(output, wanted), depth=options.depth, background=options.background)
     if isinstance(picture, Animation):

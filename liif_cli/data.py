@@ -27,6 +27,7 @@ from liif_cli.config import SampleRule
 from liif_cli.errors import InputError, LiifError
 from liif_cli.files import atomic_path, cannot_write
 from liif_cli.images import Picture, read
+from liif_cli.images.fit import eight_bits
 from liif_cli.resize import bicubic_reduce_batch, pil_bicubic
 
 Size = tuple[int, int]  # (height, width)
@@ -201,7 +202,7 @@ def rgb8(picture: Picture) -> np.ndarray:
     """A picture as the protocol's data sets have them, (H, W, 3) uint8: grey becomes RGB, alpha is dropped."""
     pixels = picture.pixels
     if pixels.dtype == np.uint16:
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        pixels = eight_bits(pixels)
     colours = pixels[..., :1] if pixels.shape[-1] < 3 else pixels[..., :3]
     return np.ascontiguousarray(np.broadcast_to(colours, (*pixels.shape[:2], 3)))
 

@@ -146,6 +146,14 @@ def whole(image: Size) -> Box:
     return Box(0.0, 0.0, float(image[0]), float(image[1]))
 
 
+def box_sides(image: Size, box: Box | None) -> tuple[float, float]:
+    """Height and width of a window, or of all of an image, in its pixels: fractions where the window has them."""
+    if box is None:
+        return image
+    top, left, bottom, right = map(coords.exact, box)
+    return float(bottom - top), float(right - left)
+
+
 def make_task(model: Model, image: Size, output: Size, box: Box | None = None, farthest: float = math.inf) -> Task:
     """What to paint for an ``output`` of a ``box`` of an ``image``.
 
@@ -162,7 +170,7 @@ def make_task(model: Model, image: Size, output: Size, box: Box | None = None, f
             f"the box {box.left:g},{box.top:g},{box.right:g},{box.bottom:g} (left, top, right, bottom) is not inside"
             f" the picture of {image[1]}x{image[0]} pixels"
         )
-    sides = (box.bottom - box.top, box.right - box.left)
+    sides = box_sides(image, box)
     if model.native_scale is not None:
         painted = tuple(max(1, round(side * model.native_scale)) for side in sides)
     else:
@@ -358,12 +366,8 @@ class Engine:
 
 @contextmanager
 def _exact_convolutions() -> Iterator[None]:
-    convolutions = getattr(torch.backends.cudnn, "conv", None)
-    if convolutions is None:  # torch before 2.9
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-        return
-    # The older switch must not be touched where a program uses the newer ones.
+    # Not by the older switch, allow_tf32, which must not be touched where a program uses these.
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch makes it at run time
     before = convolutions.fp32_precision
     convolutions.fp32_precision = "ieee"
     try:
@@ -647,13 +651,14 @@ class _Painting:
             # A GPU paints the next band while this one travels.
             following = _OnItsWay(band if len(seen) == 1 else band / len(seen))
             if pending is not None:
-                yield self._checked(pending.arrived())
+                yield self._checked(pending)
             pending = following
         assert pending is not None
-        yield self._checked(pending.arrived())
+        yield self._checked(pending)
 
-    def _checked(self, band: Array) -> Array:
-        if math.isfinite(band.sum(dtype=np.float64)):
+    def _checked(self, pending: _OnItsWay) -> Array:
+        band = pending.arrived()
+        if pending.finite:
             return band
         precision = str(self.engine.dtype).removeprefix("torch.")
         if self.engine.dtype == torch.float32:
@@ -697,23 +702,32 @@ class _OnItsWay:
     """A band on its way to host memory; on a GPU it travels, by a stream of its own, while the next one is painted."""
 
     def __init__(self, band: Tensor) -> None:
+        total = band.sum()  # no number, or infinite, where any value is
         if band.device.type != "cuda":
-            self._host, self._event = band.cpu(), None
+            self._host, self._total, self._event = band.cpu(), total.cpu(), None
             return
         self._host = torch.empty(band.shape, dtype=band.dtype, pin_memory=True)
+        self._total = torch.empty((), dtype=total.dtype, pin_memory=True)
         stream = _copying(band.device)
         stream.wait_stream(torch.cuda.current_stream(band.device))
         with torch.cuda.stream(stream):
             self._host.copy_(band, non_blocking=True)
+            self._total.copy_(total, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(stream)
-        band.record_stream(stream)  # its memory is not given to another before it has left
+        for sent in (band, total):
+            sent.record_stream(stream)  # its memory is not given to another before it has left
 
     def arrived(self) -> Array:
         if self._event is not None:
             self._event.synchronize()
         array: Array = self._host.numpy()
         return array
+
+    @property
+    def finite(self) -> bool:
+        """Whether every value of a band that has arrived is a number."""
+        return math.isfinite(float(self._total))
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from liif_cli.engine import Box, Size
+from liif_cli.engine import Box, Size, box_sides
 from liif_cli.errors import InputError, LiifError, UsageError
 from liif_cli.files import already_there, temporary_beside
 from liif_cli.images import (
@@ -30,7 +30,7 @@ from liif_cli.images import (
     read,
     read_header,
 )
-from liif_cli.upscaler import Sizing, box_sides
+from liif_cli.upscaler import Sizing
 
 STANDARD = Path("-")  # standard input or output
 # Pictures that may move keep their format, where none is asked for; all others become PNG.
@@ -158,13 +158,15 @@ def _meant(text: str, recursive: bool, apart: Path | None) -> Found:
         return Found([Source(STANDARD)], [])
     if not os.path.lexists(text) and glob.has_magic(text):
         matches = sorted(map(_plain, glob.glob(text, recursive=True)))  # noqa: PTH207  patterns may be absolute
-        if pictures := [Source(item) for item in matches if _is_picture_name(item)]:
-            return Found(pictures, list(filter(_is_of_another_kind, matches)))
-        if folders := [_in_folder_or_itself(item, recursive, apart) for item in matches if is_folder(item)]:
-            return Found(
-                [source for found in folders for source in found.sources],
-                [path for found in folders for path in found.passed_over],
-            )
+        sources = [Source(item) for item in matches if _is_picture_name(item)]
+        others = list(filter(_is_of_another_kind, matches))
+        for item in matches:  # folders mean what is in them, as where a shell fills in the pattern
+            if is_folder(item) and (apart is None or _place(item) != _place(apart)):
+                found = _in_folder_or_itself(item, recursive, apart)
+                sources += [source for source in found.sources if source.path != item]  # not that it is empty
+                others += found.passed_over
+        if sources:
+            return Found(sources, others)
         return Found([Source(_plain(text), problem=InputError(f"{text}: no picture matches this pattern"))], [])
     return _in_folder_or_itself(_plain(text), recursive, apart)
 

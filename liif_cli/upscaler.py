@@ -26,7 +26,7 @@ from PIL import Image
 
 from liif_cli import allocator, checkpoint, weights
 from liif_cli.coords import exact, output_size
-from liif_cli.engine import MIB, Box, Engine, Size, joined
+from liif_cli.engine import MIB, Box, Engine, Size, box_sides, joined
 from liif_cli.errors import MemoryBudgetError, UsageError
 from liif_cli.images import Picture, compose, from_array, from_pil, layers, to_array, to_pil
 
@@ -103,7 +103,7 @@ def load(
 
     Args:
         model: "default" is the bundled one.
-        device: "auto" (a GPU if there is one that works), "cpu", "cuda", "cuda:1", "mps".
+        device: "auto" (the first GPU, if there is one and it works), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (half precision where the device computes in it faster, but float32 for pictures of more than
             8 bits a channel), "float32", "bfloat16", "float16".
         memory: the most that working with a picture may take, in bytes or as "4G"; by default a share of what is free.
@@ -113,7 +113,6 @@ def load(
     Raises ModelError for the model, UsageError for the rest.
     """
     chosen = choose_device(device)
-    choose_precision(precision, chosen)
     limit = parse_memory(memory) if memory is not None else None
     return Upscaler(weights.resolve(model), chosen, precision, limit, farthest=math.inf if direct else FARTHEST)
 
@@ -131,6 +130,16 @@ class Upscaler:
         self._farthest = farthest
         self._engine = self._load(device, choose_precision(precision, device))
 
+    @property
+    def computes_in(self) -> str:
+        """The precision in words: "bfloat16, and float32 for 16 bits"."""
+        chosen = str(self.dtype).removeprefix("torch.")
+        return f"{chosen}, and float32 for 16 bits" if self._spares_deep_pictures else chosen
+
+    @property
+    def _spares_deep_pictures(self) -> bool:
+        return self.precision == "auto" and self.dtype != torch.float32
+
     def _load(self, device: torch.device, dtype: torch.dtype) -> Engine:
         return Engine(checkpoint.load(self.source), device, dtype, self.memory_bytes or 0, self._farthest)
 
@@ -140,9 +149,7 @@ class Upscaler:
 
     def _engine_for(self, picture: Picture) -> Engine:
         """Half precision has 8 to 11 bits: enough for pictures of 8, and steps in the skies of those of 16."""
-        if self.precision == "auto" and picture.depth > 8 and self.dtype != torch.float32:
-            return self._exact
-        return self._engine
+        return self._exact if self._spares_deep_pictures and picture.depth > 8 else self._engine
 
     @property
     def device(self) -> torch.device:
@@ -256,13 +263,6 @@ class PictureField:
         return self._restore(joined(self._open.bands(target, window), target[0]))
 
 
-def box_sides(image: Size, box: Box | None) -> tuple[float, float]:
-    """Height and width of a window, or of all of an image, in its pixels: fractions where the window has them."""
-    if box is None:
-        return image
-    return float(exact(box.bottom) - exact(box.top)), float(exact(box.right) - exact(box.left))
-
-
 def _as_picture(image: Any) -> tuple[Picture, Callable[[np.ndarray], Any]]:
     if isinstance(image, Picture):
         return image, lambda pixels: pixels
@@ -275,7 +275,7 @@ def _as_picture(image: Any) -> tuple[Picture, Callable[[np.ndarray], Any]]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a name stands for; for "auto" a GPU, or the CPU where none is there or the one there is fails.
+    """The device a name stands for; for "auto" the first GPU, or the CPU where none is there or that one fails.
 
     Raises UsageError for one that is unknown, not there, or fails.
     """

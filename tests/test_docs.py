@@ -31,8 +31,10 @@ def pictures(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
     (tmp_path / "holiday" / "day one").mkdir(parents=True)
     (tmp_path / "scans").mkdir()
-    for name in ["photo.jpg", "photo.png", "one.png", "holiday/a.jpg", "holiday/day one/b.jpg", "scans/c.tif"]:
+    for name in ["photo.jpg", "one.png", "holiday/a.jpg", "holiday/day one/b.jpg", "scans/c.tif"]:
         Image.fromarray(pixels).save(tmp_path / name)
+    half = np.full((120, 200, 1), 128, np.uint8)
+    Image.fromarray(np.concatenate([pixels, half], axis=2)).save(tmp_path / "photo.png")
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("liif upscale")])

@@ -1,11 +1,13 @@
 """What is done to a picture so that it fits its file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Cli, photo, save
 
+from liif_cli.errors import OutputError
 from liif_cli.images import Picture, fitted, format_of, from_array
 
 PNG, JPEG = format_of(Path("a.png")), format_of(Path("a.jpg"))
@@ -39,6 +41,13 @@ def test_a_background_shows_through(channels: int, depth: int, background: tuple
     assert made.shape == expected.shape
     assert made.dtype == picture.pixels.dtype
     assert np.abs(made - expected).max() <= 0.51
+
+
+def test_a_grey_profile_does_not_describe_a_coloured_background() -> None:
+    profiled = replace(with_alpha(128, channels=2), icc=bytes(16) + b"GRAY" + bytes(200))
+    assert fitted(profiled, PNG, background=(9, 9, 9)).icc == profiled.icc
+    with pytest.raises(OutputError, match="a grey --background"):
+        fitted(profiled, PNG, background=(9, 9, 8))
 
 
 def test_depths_go_there_and_back() -> None:
@@ -75,6 +84,7 @@ def test_the_command_line_fits_pictures(upscale: Cli, tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--background", "whitish"], "'whitish': is no opaque colour"),
+        (["--background", "rgb(300,0,0)"], "'rgb(300,0,0)': is no opaque colour"),
         (["--background", "#ffffff80"], "'#ffffff80': is no opaque colour"),
         (["--depth", "12"], "neither 8 nor 16"),
     ],

@@ -107,7 +107,7 @@ def liif_of(widths):
         ({"name": "liif"}, ["encoder_spec"]),
         *(
             (liif_of(widths), [f"hidden_list {widths!r}", "[256, 256]"])
-            for widths in (8, [], [0], [2.5], [10**9], None)
+            for widths in (8, [], [0], [2.5], [10**9], [9999, 9999], None)
         ),
         ({"name": "siren", "args": {"hidden_list": ["a"]}}, ["hidden_list ['a']"]),
         ([], ["specification"]),

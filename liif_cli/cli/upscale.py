@@ -325,7 +325,7 @@ def _run(
     upscaler = load(**loading)
     if saying["verbose"]:
         mib = upscaler.working_bytes() >> 20
-        complain(f"model {upscaler.source} on {upscaler.device} in {upscaler.dtype}, within {mib} MiB")
+        complain(f"model {upscaler.source} on {upscaler.device} in {upscaler.computes_in}, within {mib} MiB")
     report = Report(len(jobs), model=loading["model"], picture_to_stdout=to_stdout, **saying)
     try:
         with report:
@@ -429,12 +429,12 @@ def _colour(text: str | None) -> tuple[int, int, int] | None:
     from PIL import ImageColor
 
     try:
-        red, green, blue, *alpha = ImageColor.getrgb(text)
+        colour = list(ImageColor.getrgb(text))
     except ValueError:
-        alpha = [0]
-    if alpha:
+        colour = []
+    if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
         raise UsageError(f"--background {text!r}: is no opaque colour; write it as white or #fafafa")
-    return red, green, blue
+    return colour[0], colour[1], colour[2]
 
 
 def _listed(files_from: str | None) -> list[Path]:

@@ -71,11 +71,13 @@ def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXEL
                 image.seek(index)
                 image.load()
                 durations.append(_duration_ms(image.info.get("duration")))
-                frames.append(picture_of(image, file.name, str(image.format), 1))
+                turned = None if image.format == "AVIF" else 1  # in the others nobody heeds EXIF's orientation
+                frames.append(picture_of(image, file.name, str(image.format), turned))
             lossless = image.format != "WEBP" or is_lossless_webp(file.stream)
             lossless = lossless and image.format != "AVIF"
             frames = [replace(frame, lossless=lossless) for frame in frames]
-            return Animation(_alike(frames), tuple(durations), image.info.get("loop"), str(image.format))
+            loop = 0 if image.format == "AVIF" else image.info.get("loop")
+            return Animation(_alike(frames), tuple(durations), loop, str(image.format))
 
 
 def _duration_ms(stated: Any) -> int:
@@ -163,7 +165,7 @@ def _image(pixels: Array) -> Image.Image:
 def _options(name: str, animation: Animation, quality: int | None) -> dict[str, Any]:
     like = carried(animation.frames[0], animation.frames[0].size, strip=False)
     options = {**beside(like, name), "duration": list(animation.durations_ms)}
-    if name == "AVIF":  # which repeats for ever, as readers have it
+    if name == "AVIF":  # which always repeats for ever, as readers have it
         return options | {"format": "AVIF", "quality": quality or AVIF_QUALITY, "subsampling": "4:4:4"}
     # In these formats 0 is for ever; a picture that plays once says 1.
     options["loop"] = 1 if animation.loop is None else animation.loop

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from liif_cli.errors import OutputError
 from liif_cli.images.formats import Format
 from liif_cli.images.picture import Array, Picture, full_scale
 from liif_cli.images.pillow import matching_profile
@@ -35,6 +36,8 @@ def _over(picture: Picture, background: tuple[int, int, int]) -> Picture:
     ground = np.array(background, np.float32) * np.float32(greatest / 255)
     if picture.is_grey and len(set(background)) == 1:
         ground = ground[:1]
+    elif picture.is_grey and picture.icc is not None:
+        raise OutputError("a grey picture with a colour profile takes a grey --background, such as white")
     pixels = np.empty((*picture.size, len(ground)), picture.pixels.dtype)
     for top in range(0, picture.size[0], _BLOCK_ROWS):  # floats take several times as much memory
         rows = slice(top, top + _BLOCK_ROWS)
@@ -49,5 +52,10 @@ def _with_depth(pixels: Array, depth: int) -> Array:
     narrowed = np.empty(pixels.shape, np.uint8)
     for top in range(0, len(pixels), _BLOCK_ROWS):
         rows = slice(top, top + _BLOCK_ROWS)
-        narrowed[rows] = (pixels[rows].astype(np.uint32) + 128) // 257
+        narrowed[rows] = eight_bits(pixels[rows])
     return narrowed
+
+
+def eight_bits(pixels: Array) -> Array:
+    """16-bit samples as the nearest of 8 bits."""
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -70,7 +70,7 @@ def _by_pillow(file: Opened) -> Header:
         # The still picture of an APNG file is not part of the animation.
         frames = max(1, frames - bool(image.info.get("default_image")))
         height, width = image.size[::-1]
-        if frames == 1 and metadata.orientation(raw_exif(image), raw_xmp(image.info)) >= 5:
+        if (frames == 1 or kind == "AVIF") and metadata.orientation(raw_exif(image), raw_xmp(image.info)) >= 5:
             height, width = width, height
         deep = image.mode in _DEEP_MODES or (kind == "PNG" and file.head(25)[24] == 16)
         return Header((height, width), _channels(image), 16 if deep else 8, "JPEG" if kind == "MPO" else kind, frames)

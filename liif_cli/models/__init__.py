@@ -4,6 +4,7 @@ by strict keys."""
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from liif_cli.models.siren import Siren
 __all__ = ["Field", "Model", "Spec", "Window", "build"]
 
 Spec = dict[str, Any]
-MOST_UNITS = 2**16  # of a layer: more is a mistake, and no machine's memory
+MOST_WEIGHTS = 2**26  # of a decoder: more is a mistake
 
 
 def _edsr_baseline(
@@ -96,7 +97,9 @@ def _mlp(hidden_list: list[int], out_dim: int = 3, in_dim: int | None = None) ->
 
 def _widths(hidden_list: list[int]) -> list[int]:
     widths = hidden_list if isinstance(hidden_list, list | tuple) else []
-    if not widths or not all(isinstance(width, int) and 0 < width <= MOST_UNITS for width in widths):
+    are_widths = widths and all(isinstance(width, int) and width > 0 for width in widths)
+    # A first layer has some six hundred inputs at most.
+    if not are_widths or sum(a * b for a, b in itertools.pairwise([600, *widths])) > MOST_WEIGHTS:
         raise ModelError(f"hidden_list {hidden_list!r}: give the width of each hidden layer, such as [256, 256]")
     return list(widths)
 

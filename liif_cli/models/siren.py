@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from liif_cli.coords import Axis
-from liif_cli.errors import ModelError
 from liif_cli.models.base import Field, Model, Window, whole_window
 from liif_cli.models.encoders.layers import Encoder
 
@@ -43,8 +42,6 @@ class Siren(Model):
 
     def __init__(self, spec: dict[str, Any], hidden: Sequence[int], omega: float) -> None:
         super().__init__(spec, NoEncoder())
-        if not hidden:
-            raise ModelError("a siren needs at least one hidden layer: give it a hidden_list such as [256, 256]")
         self.omega = omega
         widths = [2, *hidden, 3]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))

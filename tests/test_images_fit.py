@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import Cli, photo, save
 
-from liif_cli.errors import OutputError
+from liif_cli.errors import InputError
 from liif_cli.images import Picture, fitted, format_of, from_array
 
 PNG, JPEG = format_of(Path("a.png")), format_of(Path("a.jpg"))
@@ -46,7 +46,7 @@ def test_a_background_shows_through(channels: int, depth: int, background: tuple
 def test_a_grey_profile_does_not_describe_a_coloured_background() -> None:
     profiled = replace(with_alpha(128, channels=2), icc=bytes(16) + b"GRAY" + bytes(200))
     assert fitted(profiled, PNG, background=(9, 9, 9)).icc == profiled.icc
-    with pytest.raises(OutputError, match="a grey --background"):
+    with pytest.raises(InputError, match="a grey --background"):
         fitted(profiled, PNG, background=(9, 9, 8))
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from liif_cli.errors import OutputError
+from liif_cli.errors import InputError
 from liif_cli.images.formats import Format
 from liif_cli.images.picture import Array, Picture, full_scale
 from liif_cli.images.pillow import matching_profile
@@ -37,7 +37,7 @@ def _over(picture: Picture, background: tuple[int, int, int]) -> Picture:
     if picture.is_grey and len(set(background)) == 1:
         ground = ground[:1]
     elif picture.is_grey and picture.icc is not None:
-        raise OutputError("a grey picture with a colour profile takes a grey --background, such as white")
+        raise InputError("a grey picture with a colour profile takes a grey --background, such as white")
     pixels = np.empty((*picture.size, len(ground)), picture.pixels.dtype)
     for top in range(0, picture.size[0], _BLOCK_ROWS):  # floats take several times as much memory
         rows = slice(top, top + _BLOCK_ROWS)

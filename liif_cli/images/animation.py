@@ -11,6 +11,7 @@ from liif_cli.errors import InputError, OutputError
 from liif_cli.files import atomic_path, cannot_write
 from liif_cli.images.formats import Format, check_output, format_of
 from liif_cli.images.gif import save_gif
+from liif_cli.images.header import ANIMATED
 from liif_cli.images.picture import Array, Picture
 from liif_cli.images.pillow import as_channels, in_srgb, picture_of
 from liif_cli.images.quiet import quiet
@@ -58,7 +59,7 @@ def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXEL
         if is_tiff(file):
             return None
         with recognise(file) as image, decoding(file.name):
-            if image.format not in ("GIF", "WEBP", "PNG", "AVIF"):
+            if image.format not in ANIMATED:
                 return None
             count = int(getattr(image, "n_frames", 1))
             # The still picture of an APNG file may stand for the animation where that cannot be shown.
@@ -73,8 +74,7 @@ def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXEL
                 durations.append(_duration_ms(image.info.get("duration")))
                 turned = None if image.format == "AVIF" else 1  # in the others nobody heeds EXIF's orientation
                 frames.append(picture_of(image, file.name, str(image.format), turned))
-            lossless = image.format != "WEBP" or is_lossless_webp(file.stream)
-            lossless = lossless and image.format != "AVIF"
+            lossless = is_lossless_webp(file.stream) if image.format == "WEBP" else image.format != "AVIF"
             frames = [replace(frame, lossless=lossless) for frame in frames]
             loop = 0 if image.format == "AVIF" else image.info.get("loop")
             return Animation(_alike(frames), tuple(durations), loop, str(image.format))

@@ -22,7 +22,7 @@ from liif_cli.images.read import (
     tiff_info,
 )
 
-_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _CMYK_AND_LAB = ("CMYK", "LAB")
 
@@ -66,7 +66,7 @@ def read_header(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) 
 def _by_pillow(file: Opened) -> Header:
     with recognise(file) as image:
         kind = str(image.format)
-        frames = int(getattr(image, "n_frames", 1)) if kind in _ANIMATED else 1
+        frames = int(getattr(image, "n_frames", 1)) if kind in ANIMATED else 1
         # The still picture of an APNG file is not part of the animation.
         frames = max(1, frames - bool(image.info.get("default_image")))
         height, width = image.size[::-1]

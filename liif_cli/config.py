@@ -34,11 +34,13 @@ class SampleRule:
     augment: str = "all"  # "all" flips and transposes, "mirror" mirrors left and right, "none"
     # Of crops: the range of scales, and the pictures' chances. A picture is drawn with a probability proportional to
     # its number of pixels to this power: 0 treats all alike, as the official recipe does (its pictures are of one
-    # size), 1 all pixels. Of so many candidates the crop with the most detail is taken; 1 takes what was drawn.
+    # size), 1 all pixels. Of so many candidates the crop with the most detail is taken, for this share of the samples;
+    # the others take what was drawn, so that smooth areas are not forgotten.
     scale_min: float = 1.0
     scale_max: float = 4.0
     area_power: float = 0.0
     candidates: int = 1
+    chosen: float = 1.0
     # Of resized: pixels a side of the first and the last picture's truth, and to what all of them are enlarged again
     # for a network of one scale (0: they are not).
     size_min: int = 32
@@ -140,7 +142,8 @@ def check(config: TrainConfig) -> TrainConfig:
     for where, count in counts.items():
         _at_least(where, count, 1)
     others = {"seed": config.seed, "sample.queries": sample.queries, "sample.area_power": sample.area_power,
-              "sample.truth_side": sample.truth_side, "optimiser.learning_rate": optimiser.learning_rate,
+              "sample.chosen": sample.chosen, "sample.truth_side": sample.truth_side,
+              "optimiser.learning_rate": optimiser.learning_rate,
               "optimiser.muon_rate": optimiser.muon_rate, "optimiser.clip_norm": optimiser.clip_norm,
               "optimiser.skip_loss": optimiser.skip_loss, "schedule.warmup": schedule.warmup,
               "schedule.final": schedule.final, "schedule.fall": schedule.fall, "schedule.factor": schedule.factor,
@@ -156,6 +159,8 @@ def check(config: TrainConfig) -> TrainConfig:
         _at_least("validation.scales", scale, 1)
     if schedule.fall > 1:
         raise UsageError(f"schedule.fall = {schedule.fall!r}: it is a share of the run, 1 at most")
+    if sample.chosen > 1:
+        raise UsageError(f"sample.chosen = {sample.chosen!r}: it is a share of the samples, 1 at most")
     if config.ema >= 1:
         raise UsageError(f"ema = {config.ema!r}: it must be below 1, such as 0.999")
     if config.batch % config.accumulate:

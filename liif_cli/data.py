@@ -294,7 +294,8 @@ class Sampler:
         rule = self.rule
         if rule.kind == "crops":
             side = round(rule.low_res_side * draw.uniform(rule.scale_min, rule.scale_max))
-            crops = [self._crop(draw, side) for _ in range(rule.candidates)]
+            candidates = rule.candidates if rule.chosen == 1 or draw.random() < rule.chosen else 1
+            crops = [self._crop(draw, side) for _ in range(candidates)]
             return self._augmented(draw, max(crops, key=_detail) if len(crops) > 1 else crops[0]), side
         number = self._number(draw)
         share = number / max(1, len(self.store) - 1)

@@ -228,7 +228,7 @@ def test_pictures_are_drawn_alike_or_by_their_area(folder, tmp_path):
 
 def test_of_several_candidates_the_crop_with_the_most_detail_is_taken(tmp_path):
     """A picture of mist with a noisy quarter: chance hits the quarter about as often as its area says, and the best of
-    eight nearly always."""
+    eight nearly always; with half of the samples chosen, between the two."""
     folder = tmp_path / "mist"
     folder.mkdir()
     mist = np.full((200, 200, 3), 128, np.uint8)
@@ -237,11 +237,12 @@ def test_of_several_candidates_the_crop_with_the_most_detail_is_taken(tmp_path):
     store = open_store(folder, tmp_path / "cache", smallest_side=32)
     rule = dataclasses.replace(RULE, scale_min=1, scale_max=1)
     noisy = {}
-    for candidates in (1, 8):
-        drawn = Sampler(store, dataclasses.replace(rule, candidates=candidates)).draw(0, range(400))
-        noisy[candidates] = np.mean([truth[:8, :8].float().std() > 10 for truth in drawn.truths])
-    assert 0.2 < noisy[1] < 0.4
-    assert noisy[8] > 0.85
+    for candidates, chosen in ((1, 1.0), (8, 1.0), (8, 0.5)):
+        drawn = Sampler(store, dataclasses.replace(rule, candidates=candidates, chosen=chosen)).draw(0, range(400))
+        noisy[candidates, chosen] = np.mean([truth[:8, :8].float().std() > 10 for truth in drawn.truths])
+    assert 0.2 < noisy[1, 1] < 0.4
+    assert noisy[8, 1] > 0.85
+    assert noisy[8, 0.5] == pytest.approx((noisy[1, 1] + noisy[8, 1]) / 2, abs=0.08)
 
 
 # -- size-varied truths ----------------------------------------------------------------------------------------------

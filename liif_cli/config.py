@@ -102,6 +102,7 @@ class TrainConfig:
     accumulate: int = 1  # parts a process computes its share of the batch in, one after the other, to save memory
     seed: int = 0
     start: str = ""  # the model, by name or file, whose weights the run begins with; "" are random ones
+    teacher: str = ""  # the model, by name or file, whose answers are learned; "" learns the pictures themselves
     sample: SampleRule = field(default_factory=SampleRule)
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)

@@ -5,6 +5,7 @@ A run is a folder:
     config.json         all settings, resolved; `liif train RUN/config.json` trains the same again
     state.pth           everything to go on from
     model.safetensors   the model so far, what `liif upscale -m RUN` reads
+    teacher.safetensors the model whose answers are learned, where there is one
     log.csv             iteration, loss, learning rate's share, seconds, and the share of them that waited for data
     validation.csv      iteration and PSNR at each scale, where there are pictures to validate on
     sample.png          a crop of one of them: bicubic, the model's, the truth
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from liif_cli import __version__, checkpoint
 from liif_cli.config import Schedule, TrainConfig, to_mapping
 from liif_cli.data import Batch, PictureStore, Sampler
+from liif_cli.distil import Taught
 from liif_cli.distributed import Processes
 from liif_cli.engine import is_out_of_memory
 from liif_cli.errors import LiifError, MemoryBudgetError, ModelError, UsageError
@@ -49,7 +51,7 @@ from liif_cli.upscaler import choose_precision
 from liif_cli.validate import Scores, Validator, write_png
 
 STATE, CONFIG, LOG, VALIDATION, SAMPLE = "state.pth", "config.json", "log.csv", "validation.csv", "sample.png"
-
+TEACHER = "teacher.safetensors"
 
 REMEDY = (
     "the run has diverged, and nothing was saved since its last checkpoint; begin one with that as --start and a lower"
@@ -167,6 +169,7 @@ class Trainer:
         self.processes = processes or Processes()
         self.watcher = watcher or Unwatched()
         self.sampler = Sampler(store, config.sample, seed=config.seed)
+        self._source: Sampler | Taught = self.sampler
         self.numbers = self.processes.share(config.batch)
         self.parts = config.accumulate
         if len(self.numbers) % self.parts:
@@ -211,6 +214,17 @@ class Trainer:
                 " use the preset it was trained with"
             )
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def learn_from(self, source: checkpoint.Checkpoint, where: str) -> None:
+        """Take a model's answers for the truth (``distil.py``). Raises UsageError where it cannot answer everything."""
+        teacher = checkpoint.restore(source, where)
+        if self.config.sample.kind == "picture":
+            raise UsageError("a recipe that fits one picture has no use for a teacher; leave it out")
+        if teacher.native_scale is not None:
+            raise UsageError(f"{where}: paints at x{teacher.native_scale} only; a teacher answers at any scale")
+        dtype = None if teacher.needs_float32 else autocast_type(self.config.precision, self.device)
+        teacher = teacher.eval().to(self.device, memory_format=memory_format(self.device))  # type: ignore[call-overload]
+        self._source = Taught(self.sampler, teacher, dtype)
 
     def step(self) -> None:
         """One iteration. Its loss is L1 on [-1, 1], as the official code has it; :meth:`losses` tells it.
@@ -280,7 +294,7 @@ class Trainer:
     def _next_batch(self) -> Batch:
         since = time.perf_counter()
         if self._batches is None:
-            self._batches = self.sampler.batches(self.iteration, self.numbers, self.device)
+            self._batches = self._source.batches(self.iteration, self.numbers, self.device)
         batch = next(self._batches)
         self.waited += time.perf_counter() - since
         return batch

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,25 @@ def test_a_run_remembers_what_it_began_with(train, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_run_goes_on_with_the_teacher_it_began_with(train, tmp_path):
+    for name, how in (("whole", ["iterations=4"]), ("parts", ["iterations=2"])):
+        train("-o", "teacher", sets=["iterations=1", "seed=8"])
+        began = train("-o", name, "--teacher", "teacher", sets=[*how, "schedule.name=step", "schedule.milestones=[]"])
+        assert began.code == 0, began.err
+        shutil.rmtree(tmp_path / "teacher")
+    assert json.loads((tmp_path / "parts" / "config.json").read_text())["teacher"] == "teacher"
+    assert (
+        train("-o", "parts", "--resume", sets=["iterations=4", "schedule.name=step", "schedule.milestones=[]"]).code
+        == 0
+    )
+    train("-o", "untaught", sets=["iterations=4", "schedule.name=step", "schedule.milestones=[]"])
+    whole, parts, untaught = (checkpoint.read(tmp_path / name).tensors for name in ("whole", "parts", "untaught"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not all(torch.equal(whole[name], untaught[name]) for name in whole)
+    train("-o", "whole", "--overwrite", sets=["iterations=1"])
+    assert not (tmp_path / "whole" / "teacher.safetensors").exists()
+
+
 def test_a_model_without_its_state_is_not_thrown_away(train, tmp_path):
     train("-o", "run", sets=["iterations=1"])
     (tmp_path / "run" / "state.pth").unlink()
@@ -209,7 +229,9 @@ def test_left_out_pictures_are_named(train, data):
         (["liif-light", "--data", "photos", "--set", "colour=3"], 2, ["colour"]),
         (["liif-light", "--data", "photos", "--resume", "--overwrite"], 2, ["--resume", "--overwrite"]),
         (["liif-light", "--data", "photos", "--resume", "--start", "default"], 2, ["--start"]),
+        (["liif-light", "--data", "photos", "--resume", "--teacher", "default"], 2, ["--teacher"]),
         (["liif-light", "--data", "photos", "--start", "nosuch"], 3, ["nosuch"]),
+        (["liif-light", "--data", "photos", "--teacher", "nosuch"], 3, ["nosuch"]),
         (["liif-light", "--data", "photos", "--device", "gpu9"], 2, ["gpu9"]),
         (["liif-light", "--data", "photos"], 1, ["larger pictures"]),
         (["siren", "--data", "photos"], 1, ["one picture"]),

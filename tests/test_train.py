@@ -148,6 +148,24 @@ def test_a_run_stopped_and_resumed_ends_as_one_that_never_stopped(settings, numb
     assert all(torch.equal(exported[0].tensors[name], exported[1].tensors[name]) for name in exported[0].tensors)
 
 
+def test_a_run_with_a_teacher_goes_on_as_if_it_had_not_stopped(store, tmp_path, monkeypatch):
+    """In the middle of a pool of batches, whose answers are asked again."""
+    monkeypatch.setattr("liif_cli.distil.POOL", 2)
+    teacher = trained(tiny("iterations=1", "seed=5"), store, tmp_path / "teacher").exported()
+    runs = []
+    for stops in ((19,), (4, 19)):
+        for iterations in stops:
+            trainer = Trainer(tiny(f"iterations={iterations}"), store, CPU)
+            trainer.learn_from(teacher, "teacher")
+            if iterations != stops[0]:
+                trainer.resume(tmp_path / "parts")
+            # The rates of the whole run in its first part too.
+            trainer.config = dataclasses.replace(trainer.config, schedule=Schedule(name="step", milestones=()))
+            run_training(trainer, tmp_path / ("parts" if len(stops) > 1 else "whole"))
+        runs.append(everything(trainer))
+    assert [name for name in runs[0] if not torch.equal(runs[0][name], runs[1][name])] == []
+
+
 def test_a_step_repeated_after_a_crash_is_logged_once(store, tmp_path):
     config = tiny("iterations=6", "log_every=1", "save_every=3")
     trained(config, store, tmp_path / "run")
@@ -339,6 +357,31 @@ def test_a_run_begins_with_the_weights_it_is_given(store, tmp_path):
     other = Trainer(tiny("model.args.imnet_spec.args.hidden_list=[4]"), store, CPU)
     with pytest.raises(ModelError, match="another network"):
         other.start_from(checkpoint.read(tmp_path), "run")
+
+
+def test_a_model_comes_nearer_to_its_teacher(store, tmp_path):
+    """Not to the pictures: the teacher is an untrained network, which answers something else."""
+    teacher = Trainer(tiny("seed=5"), store, CPU).exported()
+    trainer = Trainer(tiny("iterations=80", "ema=0", "optimiser.learning_rate=0.01"), store, CPU)
+    trainer.learn_from(teacher, "teacher")
+    batch = next(trainer._source.batches(0, range(4), CPU))
+    assert (batch.high_res - trainer.sampler.batch(0, range(4), CPU).high_res).abs().mean() > 0.05
+
+    def distance():
+        with torch.no_grad():
+            return float((trainer._network(*batch[:3]) - batch.high_res).abs().mean())
+
+    before = distance()
+    run_training(trainer, tmp_path)
+    assert distance() < before / 2
+
+
+def test_a_teacher_of_one_scale_and_one_for_a_fitted_picture_are_refused(store, photographs, tmp_path):
+    with pytest.raises(UsageError, match="x2 only"):
+        Trainer(tiny(), store, CPU).learn_from(Trainer(tiny(name="edsr-baseline-x2"), store, CPU).exported(), "edsr")
+    one = open_store(photographs / "0.png", tmp_path)
+    with pytest.raises(UsageError, match="one picture"):
+        Trainer(tiny(name="siren"), one, CPU).learn_from(Trainer(tiny(), store, CPU).exported(), "light")
 
 
 def test_parts_that_do_not_divide_are_refused(store):

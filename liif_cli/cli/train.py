@@ -20,6 +20,7 @@ from liif_cli.errors import OutputError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from liif_cli.checkpoint import Checkpoint
     from liif_cli.config import TrainConfig
     from liif_cli.data import PictureStore
     from liif_cli.distributed import Processes
@@ -70,6 +71,16 @@ def train(
             rich_help_panel=RECIPE,
         ),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            metavar="NAME|FILE",
+            help="Learn this model's answers, each the mean of eight views, instead of the pictures themselves.",
+            show_default=False,
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, flag("--dry-run", help="Print the resolved settings and leave.", rich_help_panel=RECIPE)
     ] = False,
@@ -100,6 +111,10 @@ def train(
     [bold]Go on with a run, for longer:[/bold]
       liif train liif-light --data photos --resume --set iterations=200000
 
+    [bold]A small model from a large one, or a model from its own eight views:[/bold]
+      liif train liif-light --data photos --teacher rdn-liif
+      liif train liif-light --data photos --start default --teacher default
+
     [bold]Several GPUs:[/bold]
       torchrun --nproc-per-node 4 -m liif_cli train rdn-liif --data DIV2K/DIV2K_train_HR
     """
@@ -108,8 +123,9 @@ def train(
         return 0
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other; give one")
-    if resume and start is not None:
-        raise UsageError("--start is for a run's beginning, and --resume goes on with one; give one of them")
+    for option, given in (("--start", start), ("--teacher", teacher)):
+        if resume and given is not None:
+            raise UsageError(f"{option} is for a run's beginning, and --resume goes on with one; give one of them")
     from liif_cli.config import load_train
 
     if preset is None:
@@ -120,6 +136,8 @@ def train(
     config = load_train(preset, settings or [])
     if start is not None:
         config = replace(config, start=start)
+    if teacher is not None:
+        config = replace(config, teacher=teacher)
     if dry_run:
         _show(config)
         return 0
@@ -129,8 +147,7 @@ def train(
         raise UsageError("a recipe that fits one picture has nothing to score on: leave --val out")
     run = output if output is not None else Path("runs") / Path(preset).stem
     going_on, begun_with = _check_run(run, config, resume=resume, overwrite=overwrite)
-    if begun_with is not None:
-        config = replace(config, start=begun_with)
+    config = replace(config, **begun_with)
 
     from liif_cli.distributed import environment, joined
     from liif_cli.upscaler import choose_device
@@ -154,10 +171,13 @@ def _train(
     going_on: bool,
 ) -> int:
     from liif_cli import checkpoint, weights
-    from liif_cli.train import Trainer, run_training
+    from liif_cli.train import TEACHER, Trainer, run_training
     from liif_cli.validate import Validator
 
     beginning = checkpoint.read(weights.resolve(config.start)) if config.start and not going_on else None
+    teacher = None
+    if config.teacher:
+        teacher = checkpoint.read(run / TEACHER if going_on else weights.resolve(config.teacher))
     validator = None if val is None else Validator(val, config.validation)
     store = _open_store(data, config, processes, say)
     trainer = Trainer(config, store, device, processes=processes, watcher=say)
@@ -165,11 +185,15 @@ def _train(
         trainer.resume(run)
     elif beginning is not None:
         trainer.start_from(beginning, config.start)
+    if teacher is not None:
+        trainer.learn_from(teacher, config.teacher)
     if trainer.iteration >= config.iterations:
         say.note(f"{run}: all {config.iterations} iterations are done; --set iterations=N goes further")
         return 0
     if processes.first and not going_on:
         _clear(run)
+        if teacher is not None:  # a run goes on with the same, whatever becomes of the file
+            _keep(teacher, run / TEACHER)
     say.begin(trainer, run)
     with reused_memory() if trainer.device.type == "cpu" else nullcontext():
         signal = run_training(trainer, run, validator=validator)
@@ -230,10 +254,11 @@ def _show(config: TrainConfig) -> None:
 
 # What may change when a run goes on: everything else would make it another run.
 _MAY_CHANGE = {"iterations", "save_every", "log_every", "validation", "compile", "accumulate", "description"}
+_MODELS = ("start", "teacher")  # of the beginning; not named again
 
 
-def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[bool, str | None]:
-    """Whether there is a run to go on with, and, with ``resume``, the model that it was begun with.
+def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[bool, dict[str, Any]]:
+    """Whether there is a run to go on with, and, with ``resume``, the models that it was begun with.
 
     Raises UsageError or OutputError where nothing may be written.
     """
@@ -254,7 +279,7 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise OutputError(f"{run}: no permission to write in {there}; name another folder with -o")
     if not resume or not (saved.exists() or state.exists()):
-        return False, None
+        return False, {}
     if not state.exists() and (run / RUN_MODEL).exists():
         raise OutputError(
             f"{run}: holds a model but not {state.name}, without which its run cannot go on; train onwards from the"
@@ -268,23 +293,34 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
     except (OSError, ValueError, AttributeError, UsageError):
         raise OutputError(f"{saved}: cannot be read, so the run cannot go on; begin anew by --overwrite") from None
     now = json.loads(json.dumps(to_mapping(config)))
-    changed = [key for key in now if key not in {*_MAY_CHANGE, "start"} and now[key] != before.get(key)]
+    changed = [key for key in now if key not in {*_MAY_CHANGE, *_MODELS} and now[key] != before.get(key)]
     if changed:
         key = changed[0]
         raise UsageError(
             f"{run}: was begun with {key} = {json.dumps(before.get(key))}, not {json.dumps(now[key])};"
             " a run goes on with its own settings, another begins in another folder (-o)"
         )
-    return state.exists(), str(before["start"])
+    return state.exists(), {key: before[key] for key in _MODELS}
 
 
 def _clear(run: Path) -> None:
     """Take away what an earlier run left."""
     from liif_cli.checkpoint import RUN_MODEL
-    from liif_cli.train import CONFIG, LOG, SAMPLE, STATE, VALIDATION
+    from liif_cli.train import CONFIG, LOG, SAMPLE, STATE, TEACHER, VALIDATION
 
-    for name in (STATE, CONFIG, LOG, VALIDATION, SAMPLE, RUN_MODEL):
+    for name in (STATE, CONFIG, LOG, VALIDATION, SAMPLE, TEACHER, RUN_MODEL):
         (run / name).unlink(missing_ok=True)
+
+
+def _keep(teacher: Checkpoint, path: Path) -> None:
+    from liif_cli import checkpoint
+    from liif_cli.files import cannot_write
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    checkpoint.write(path, teacher)
 
 
 class _Terminal:

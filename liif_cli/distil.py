@@ -1,0 +1,75 @@
+"""Learning a teacher's answers in place of the pictures' own pixels (distillation; Hinton and others, 2015,
+arXiv:1503.02531).
+
+Of the detail that a reduced picture has lost much cannot be told from what is left, and it is noise in the gradients of
+a network that learns the pictures. A teacher's answers are free of it. They are the mean of what the teacher answers to
+the eight views of a sample, turned over and transposed, which is better than any one answer (the "geometric
+self-ensemble" of EDSR). So a model has much to learn from itself as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from liif_cli.data import Batch, Sampler
+from liif_cli.models import Model
+from liif_cli.models.base import memory_format
+
+VIEWS = 8
+# Batches that are answered before any comes again: the more, the longer until a step meets what it has seen.
+POOL = 48
+
+
+def seen(low_res: Tensor, coords: Tensor, cell: Tensor, view: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A sample's input (B, 3, h, w), queries (B, Q, 2) and cell (B, 2) in one of the eight views, of which number 0 is
+    the sample as it is. The queries ask for the same pixels in the same order."""
+    if view & 4:
+        low_res, coords, cell = low_res.transpose(2, 3), coords.flip(-1), cell.flip(-1)
+    if view & 2:
+        low_res, coords = low_res.flip(2), coords * coords.new_tensor([-1, 1])
+    if view & 1:
+        low_res, coords = low_res.flip(3), coords * coords.new_tensor([1, -1])
+    return low_res, coords, cell
+
+
+class Taught:
+    """A sampler's batches with the teacher's answers for truth.
+
+    A batch is answered once and used in each of its views, with ``POOL - 1`` other batches before it comes again. What
+    a step gets depends on its number alone, as with the sampler.
+    """
+
+    def __init__(self, sampler: Sampler, teacher: Model, dtype: torch.dtype | None = None) -> None:
+        """``teacher`` is on the device that batches are asked for, and computes in ``dtype`` (None: float32)."""
+        self.sampler = sampler
+        self.teacher = teacher
+        self.dtype = dtype
+
+    def batches(self, step: int, numbers: Sequence[int], device: torch.device) -> Iterator[Batch]:
+        """Batches from ``step`` on, without end, as :meth:`Sampler.batches`."""
+        answered: dict[int, Batch] = {}
+        while True:
+            turn, place = divmod(step, POOL * VIEWS)
+            repeat, place = divmod(place, POOL)
+            number = turn * POOL + place
+            if number not in answered:
+                answered = {known: batch for known, batch in answered.items() if known // POOL == turn}
+                answered[number] = self._answered(self.sampler.batch(number, numbers, device))
+            batch = answered[number]
+            yield Batch(*seen(*batch[:3], view=(repeat + place) % VIEWS), batch.high_res)
+            step += 1
+
+    @torch.no_grad()
+    def _answered(self, batch: Batch) -> Batch:
+        device = batch.low_res.device
+        total = torch.zeros_like(batch.high_res)
+        for view in range(VIEWS):
+            low_res, coords, cell = seen(*batch[:3], view=view)
+            low_res = low_res.contiguous(memory_format=memory_format(device))
+            with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
+                field = self.teacher.fold(self.teacher.encode(low_res), cell)
+                total += field.query(coords.contiguous()).float()
+        return batch._replace(high_res=total / VIEWS)

@@ -66,15 +66,19 @@ class Method(Interface):
 
 
 class ModelMethod:
-    """A checkpoint in the engine."""
+    """A checkpoint in the engine; with ``ensemble`` the mean of its eight views, and a "+" behind its name, as the
+    papers have it."""
 
     kind = "model"
 
-    def __init__(self, name: str, identity: str, engine: Engine, memory_bytes: int | None = None) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, identity: str, engine: Engine, memory_bytes: int | None = None, *, ensemble: bool = False
+    ) -> None:
+        self.name = f"{name}+" if ensemble else name
         self.engine = engine
-        self.identity = f"{identity}:{self.computed}"
+        self.identity = f"{identity}:{self.computed}{':ensemble' if ensemble else ''}"
         self.memory_bytes = memory_bytes
+        self.ensemble = ensemble
 
     @property
     def computed(self) -> str:
@@ -88,7 +92,7 @@ class ModelMethod:
         else:
             on_cpu = engine.device.type == "cpu"
             engine.budget_bytes = within_process(self.memory_bytes) if on_cpu else self.memory_bytes
-        return joined(engine.bands(low_res, size), size[0])
+        return joined(engine.open(low_res, ensemble=self.ensemble).bands(size), size[0])
 
 
 class KernelMethod:
@@ -143,8 +147,11 @@ def load_methods(
     device: str = "auto",
     precision: str = "float32",
     memory: str | int | None = None,
+    ensemble: bool = False,
 ) -> list[Method]:
     """Models by name or path, in order, then kernels; "none" among the models stands for no model.
+
+    With ``ensemble`` every model is there twice: as it is, and as the mean of its eight views.
 
     Raises ModelError for a model, UsageError for a kernel or where nothing is left to score.
     """
@@ -160,7 +167,11 @@ def load_methods(
         path = weights.resolve(model)
         file = path / checkpoint.RUN_MODEL if path.is_dir() else path
         engine = Engine(checkpoint.load(path), chosen, dtype, 0)
-        methods.append(ModelMethod(_name(model, path), f"model:{sha256_of(file)[:16]}", engine, limit))
+        name, identity = _name(model, path), f"model:{sha256_of(file)[:16]}"
+        methods += [
+            ModelMethod(name, identity, engine, limit, ensemble=way)
+            for way in ((False, True) if ensemble else (False,))
+        ]
     methods += [KernelMethod(name) for name in dict.fromkeys(kernels)]
     if not methods:
         raise UsageError("nothing to score: name a model with -m or a baseline with --baselines")

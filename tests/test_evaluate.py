@@ -133,6 +133,23 @@ def test_a_score_is_the_protocol_s_formula_on_what_upscale_makes(photos: Path, s
         assert score.peak_memory_bytes > 2**20
 
 
+def test_an_ensemble_is_scored_beside_its_model_as_upscale_paints_it(photos: Path) -> None:
+    plain, ensemble = load_methods([str(TINY)], [], ensemble=True)
+    assert (plain.name, ensemble.name) == ("official_tiny", "official_tiny+")
+    assert plain.identity != ensemble.identity
+    work = work_of(photos, [plain, ensemble], [2.6], color="rgb")
+    scores = list(scores_of(work))
+    for truth in work.datasets[0].truths:
+        pair = work.datasets[0].pair(truth, 2.6, work.protocol)
+        size = pair.high_res.shape[:2]
+        model = load(TINY, precision="float32")
+        for way, name in ((False, plain.name), (True, ensemble.name)):
+            made = model.upscale(pair.low_res / 255, size=size, ensemble=way)
+            error = shaved(made - pair.high_res / 255, 3)
+            (score,) = (one for one in scores if (one.method, one.image) == (name, truth.name))
+            assert score.psnr == pytest.approx(-10 * np.log10(np.mean(error**2)), abs=1e-4)
+
+
 def test_colour_border_rounding_and_degradation_change_what_is_scored(photos: Path) -> None:
     (method,) = load_methods([str(TINY)], [])
     default = scores_of(work_of(photos, [method], [2.0]))[0].psnr

@@ -154,6 +154,15 @@ def evaluate(
             rich_help_panel=PANEL,
         ),
     ] = "float32",
+    ensemble: Annotated[
+        bool,
+        flag(
+            "--ensemble",
+            help="Score each model a second time as the mean of its eight views, NAME+, as liif upscale --ensemble"
+            " paints.",
+            rich_help_panel=PANEL,
+        ),
+    ] = False,
     memory: MemoryOption = None,
     quiet: Annotated[
         bool, flag("-q", "--quiet", help="Print errors only, and what is asked for.", rich_help_panel=PANEL)
@@ -190,7 +199,9 @@ def evaluate(
     _check_outputs(files, [folder for folder in (report, save_images) if folder is not None])
     sets = _find(_parts(dataset), data, fetch, quiet)
     kernels = [] if baselines == "none" else _parts([baselines])
-    methods = load_methods(model or ["default"], kernels, device=device, precision=precision, memory=memory)
+    methods = load_methods(
+        model or ["default"], kernels, device=device, precision=precision, memory=memory, ensemble=ensemble
+    )
     work = Work(methods, sets, factors, protocol)
     work.check()
     perceptual = None

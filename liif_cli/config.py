@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -117,8 +118,8 @@ class TrainConfig:
 
 
 def _at_least(where: str, value: float, least: float) -> None:
-    if not value >= least:  # also refuses what is not a number
-        raise UsageError(f"{where} = {value!r}: it must be at least {least:g}")
+    if not least <= value < math.inf:  # also refuses what is not a number
+        raise UsageError(f"{where} = {value!r}: it must be {'finite' if value > least else f'at least {least:g}'}")
 
 
 def _one_of(where: str, value: str, known: tuple[str, ...]) -> None:
@@ -156,6 +157,8 @@ def check(config: TrainConfig) -> TrainConfig:
     _at_least("sample.scale_min", sample.scale_min, 1)
     _at_least("sample.scale_max", sample.scale_max, sample.scale_min)
     _at_least("sample.size_max", sample.size_max, sample.size_min)
+    if not validation.scales:
+        raise UsageError("validation.scales = []: name at least one; without --val nothing is scored")
     for scale in validation.scales:
         _at_least("validation.scales", scale, 1)
     if schedule.fall > 1:

@@ -42,23 +42,24 @@ _SET_APART = re.compile(r"(.*_)?(LR|valid|test)(_.*)?")
 
 
 def set_apart(folder: Path) -> list[Path]:
-    """The folders below that :func:`image_files` passes over, unless one of them is named itself."""
+    """The folders below that training passes over, unless one of them is named itself."""
     return sorted(path for path in folder.rglob("*") if path.is_dir() and _SET_APART.fullmatch(path.name))
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All pictures below a folder, by their file names' endings, in a fixed order, without those that benchmarks set
-    apart; of a file, the file. Raises InputError where there are none."""
+def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
+    """All pictures below a folder, by their file names' endings, in a fixed order, but for those below the folders
+    ``without``; of a file, the file. Raises InputError where there are none."""
     folder = Path(folder)
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name one with pictures in it")
-    apart = set(set_apart(folder))
+    apart = set(without)
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     files = sorted(path for path in found if apart.isdisjoint(path.parents))
     if not files:
-        raise InputError(f"{folder}: no pictures in it; looked for {', '.join(sorted(SUFFIXES))}")
+        aside = f" outside of {apart.pop().name}, which is passed over unless it is named itself" if apart else ""
+        raise InputError(f"{folder}: no pictures in it{aside}; looked for {', '.join(sorted(SUFFIXES))}")
     return files
 
 
@@ -109,7 +110,8 @@ def open_store(
     Raises InputError when no picture is left and OutputError when the cache cannot be written.
     """
     folder = Path(folder)
-    files = image_files(folder)
+    apart = set_apart(folder) if folder.is_dir() else []
+    files = image_files(folder, without=apart)
     root = folder if folder.is_dir() else folder.parent
     stamp = [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     key = hashlib.sha256(json.dumps([str(root.resolve()), square, stamp]).encode()).hexdigest()[:16]
@@ -122,7 +124,7 @@ def open_store(
         except OSError as error:
             raise cannot_write(store, error) from error
         content = json.loads(index.read_text())
-    aside = (str(path.relative_to(root)) for path in set_apart(root)) if folder.is_dir() else ()
+    aside = (str(path.relative_to(root)) for path in apart)
     skipped = [f"{name}: held-out or reduced pictures of a benchmark; name it itself to use it" for name in aside]
     skipped += content["skipped"]
     offsets, sizes, start = [], [], 0

@@ -9,6 +9,7 @@ self-ensemble" of EDSR). So a model has much to learn from itself as well.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -25,14 +26,14 @@ POOL = 48
 
 def seen(low_res: Tensor, coords: Tensor, cell: Tensor, view: int) -> tuple[Tensor, Tensor, Tensor]:
     """A sample's input (B, 3, h, w), queries (B, Q, 2) and cell (B, 2) in one of the eight views, of which number 0 is
-    the sample as it is. The queries ask for the same pixels in the same order."""
+    the sample as it is. The queries ask for the same pixels in the same order. Strides are the same in all views."""
     if view & 4:
         low_res, coords, cell = low_res.transpose(2, 3), coords.flip(-1), cell.flip(-1)
     if view & 2:
         low_res, coords = low_res.flip(2), coords * coords.new_tensor([-1, 1])
     if view & 1:
         low_res, coords = low_res.flip(3), coords * coords.new_tensor([1, -1])
-    return low_res, coords, cell
+    return low_res.contiguous(), coords, cell
 
 
 class Taught:
@@ -42,11 +43,13 @@ class Taught:
     a step gets depends on its number alone, as with the sampler.
     """
 
-    def __init__(self, sampler: Sampler, teacher: Model, dtype: torch.dtype | None = None) -> None:
-        """``teacher`` is on the device that batches are asked for, and computes in ``dtype`` (None: float32)."""
+    def __init__(self, sampler: Sampler, teacher: Model, dtype: torch.dtype | None = None, *, parts: int = 1) -> None:
+        """``teacher`` is on the device that batches are asked for, and computes in ``dtype`` (None: float32), a batch
+        in so many ``parts``, one after the other."""
         self.sampler = sampler
         self.teacher = teacher
         self.dtype = dtype
+        self.parts = parts
 
     def batches(self, step: int, numbers: Sequence[int], device: torch.device) -> Iterator[Batch]:
         """Batches from ``step`` on, without end, as :meth:`Sampler.batches`."""
@@ -66,10 +69,11 @@ class Taught:
     def _answered(self, batch: Batch) -> Batch:
         device = batch.low_res.device
         total = torch.zeros_like(batch.high_res)
-        for view in range(VIEWS):
-            low_res, coords, cell = seen(*batch[:3], view=view)
+        parts = zip(*(tensor.chunk(self.parts) for tensor in batch._replace(high_res=total)), strict=True)
+        for part, view in itertools.product(map(Batch._make, parts), range(VIEWS)):
+            low_res, coords, cell = seen(*part[:3], view=view)
             low_res = low_res.contiguous(memory_format=memory_format(device))
             with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
-                field = self.teacher.fold(self.teacher.encode(low_res), cell)
-                total += field.query(coords.contiguous()).float()
+                answers = self.teacher.fold(self.teacher.encode(low_res), cell).query(coords)
+            part.high_res.add_(answers.float())
         return batch._replace(high_res=total / VIEWS)

@@ -17,6 +17,8 @@ from liif_cli.errors import OutputError
 
 # A name may be 255 bytes long on the usual file systems; what the temporary name adds must fit as well.
 _LONGEST_STEM_BYTES = 200
+# What only writing meets, so that it is about the file that is being written.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 @contextlib.contextmanager
@@ -27,8 +29,8 @@ def atomic_path(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     the permissions that the process's umask grants. A symbolic link is followed: the file it points to is replaced.
 
     Raises OutputError when the folder is missing or not writable, when `final` exists and `overwrite` is false (checked
-    before the block and again, without a race, at the end), when it is no ordinary file, or when the disk is full.
-    Whatever the block raises passes through untouched.
+    before the block and again, without a race, at the end), when it is no ordinary file, or when the disk is full, also
+    where the block met that. Whatever else the block raises passes through untouched.
     """
     target = check_target(final, overwrite=overwrite)
     temporary = temporary_beside(target)
@@ -37,7 +39,12 @@ def atomic_path(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except (OSError, ValueError) as error:  # the latter of a name that holds a NUL
             raise cannot_write(final, error) from error
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise cannot_write(final, error) from error
+            raise
         try:
             flush_to_disk(temporary)
             move_into_place(temporary, target, overwrite=overwrite)

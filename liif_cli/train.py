@@ -6,7 +6,8 @@ A run is a folder:
     state.pth           everything to go on from
     model.safetensors   the model so far, what `liif upscale -m RUN` reads
     teacher.safetensors the model whose answers are learned, where there is one
-    log.csv             iteration, loss, learning rate's share, seconds, and the share of them that waited for data
+    log.csv             iteration, loss, learning rate's share, seconds, and the share of them that waited for data and
+                        for the teacher
     validation.csv      iteration and PSNR at each scale, where there are pictures to validate on
     sample.png          a crop of one of them: bicubic, the model's, the truth
 
@@ -46,6 +47,7 @@ from liif_cli.models.base import memory_format
 from liif_cli.models.encoders.edsr import ResidualBlock
 from liif_cli.models.encoders.rcan import AttentionBlock
 from liif_cli.models.growth import grow
+from liif_cli.models.siren import Siren
 from liif_cli.optim import make_optimiser, set_rates
 from liif_cli.upscaler import choose_precision
 from liif_cli.validate import Scores, Validator, write_png
@@ -220,11 +222,13 @@ class Trainer:
         teacher = checkpoint.restore(source, where)
         if self.config.sample.kind == "picture":
             raise UsageError("a recipe that fits one picture has no use for a teacher; leave it out")
+        if isinstance(teacher, Siren):
+            raise UsageError(f"{where}: holds one fitted picture and answers about no other; name another teacher")
         if teacher.native_scale is not None:
             raise UsageError(f"{where}: paints at x{teacher.native_scale} only; a teacher answers at any scale")
         dtype = None if teacher.needs_float32 else autocast_type(self.config.precision, self.device)
         teacher = teacher.eval().to(self.device, memory_format=memory_format(self.device))  # type: ignore[call-overload]
-        self._source = Taught(self.sampler, teacher, dtype)
+        self._source = Taught(self.sampler, teacher, dtype, parts=self.parts)
 
     def step(self) -> None:
         """One iteration. Its loss is L1 on [-1, 1], as the official code has it; :meth:`losses` tells it.
@@ -321,8 +325,11 @@ class Trainer:
             "scores": self.scores,
             "pictures": self._pictures(),
         }
-        with atomic_path(run / STATE, overwrite=True) as temporary:
-            torch.save(state, temporary)
+        with atomic_path(run / STATE, overwrite=True) as temporary, temporary.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # what torch makes of an error of the file
+                raise cannot_write(run / STATE, error.__context__ or error) from error
         checkpoint.write(run / checkpoint.RUN_MODEL, self.exported(), overwrite=True)
 
     def _check_before_saving(self) -> None:
@@ -357,10 +364,20 @@ class Trainer:
         if not same_pictures:
             self.watcher.note("the pictures are not those that the run began with; it goes on with these")
 
+    def is_scored_by(self, validator: Validator) -> bool:
+        """Whether the last validation was on these pictures."""
+        return validator.name in self.scores
+
     def validate(self, validator: Validator, run: Path) -> Scores:
         """Score the averaged weights, keep the scores for the export, and write a comparison into the run."""
         model = checkpoint.restore(self.exported(), "this run")
-        scores = validator.scores(model, self.device)
+        try:
+            scores = validator.scores(model, self.device)
+        except MemoryBudgetError as error:
+            raise MemoryBudgetError(
+                f"too little memory to score {validator.name}, and the run is saved; go on by --resume with a smaller"
+                " --set validation.crop=512"
+            ) from error
         self.scores = {validator.name: {scale: round(value, 3) for scale, value in scores.psnr.items()}}
         write_png(validator.comparison(model, self.device), run / SAMPLE)
         return scores
@@ -414,6 +431,9 @@ def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = N
     every = config.validation.every
     on_cpu = trainer.device.type == "cpu"
     with _stop_signal() as asked, _Log(run, trainer) as log:
+        if validator is not None and trainer.iteration >= config.iterations and not trainer.is_scored_by(validator):
+            log.scores(validator, run)  # was stopped, or failed, when it came to that
+            trainer.save(run)
         while trainer.iteration < config.iterations:
             _step(trainer)
             iteration = trainer.iteration
@@ -523,11 +543,14 @@ def _append(table: Path, row: dict[str, Any]) -> None:
             writer.writeheader()
             writer.writerows([*before, row])
         return
-    with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
+    try:
+        with table.open("a", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+    except OSError as error:
+        raise cannot_write(table, error) from error
 
 
 def _forget_after(table: Path, iteration: int) -> None:

@@ -48,7 +48,8 @@ class Validator:
     def __init__(self, folder: Path, config: Validation) -> None:
         files = image_files(folder)
         self.config = config
-        self.name = Path(folder).stem
+        named = Path(folder).resolve()
+        self.name = named.name if named.is_dir() else named.stem
         self.pictures = [self._picture(path) for path in files[: config.pictures or None]]
 
     def _picture(self, path: Path) -> np.ndarray:

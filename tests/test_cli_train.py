@@ -177,16 +177,78 @@ def test_a_run_goes_on_with_the_teacher_it_began_with(train, tmp_path):
         assert began.code == 0, began.err
         shutil.rmtree(tmp_path / "teacher")
     assert json.loads((tmp_path / "parts" / "config.json").read_text())["teacher"] == "teacher"
-    assert (
-        train("-o", "parts", "--resume", sets=["iterations=4", "schedule.name=step", "schedule.milestones=[]"]).code
-        == 0
-    )
-    train("-o", "untaught", sets=["iterations=4", "schedule.name=step", "schedule.milestones=[]"])
+    sets = ["iterations=4", "schedule.name=step", "schedule.milestones=[]"]
+    assert train("-o", "parts", "--resume", "--teacher", "teacher", sets=sets).code == 0
+    other = train("-o", "parts", "--resume", "--teacher", "default", sets=["iterations=9", *sets[1:]])
+    assert other.code == 2
+    assert 'teacher = "teacher", not "default"' in other.err
+    train("-o", "untaught", sets=sets)
     whole, parts, untaught = (checkpoint.read(tmp_path / name).tensors for name in ("whole", "parts", "untaught"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert not all(torch.equal(whole[name], untaught[name]) for name in whole)
     train("-o", "whole", "--overwrite", sets=["iterations=1"])
     assert not (tmp_path / "whole" / "teacher.safetensors").exists()
+
+
+def test_a_run_ended_before_it_was_saved_still_has_its_teacher(train, tmp_path):
+    train("-o", "teacher", sets=["iterations=1", "seed=8"])
+    train("-o", "run", "--teacher", "teacher", sets=["iterations=2"])
+    first = checkpoint.read(tmp_path / "run").tensors
+    shutil.rmtree(tmp_path / "teacher")
+    for name in ("state.pth", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    assert train("-o", "run", "--resume", sets=["iterations=2"]).code == 0
+    again = checkpoint.read(tmp_path / "run").tensors
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("option", ["--start", "--teacher"])
+def test_a_run_does_not_take_away_the_model_it_begins_with(train, tmp_path, option):
+    train("-o", "run", sets=["iterations=1"])
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    again = train("-o", "run", option, "run", "--overwrite", sets=["iterations=1"])
+    assert again.code == 2
+    assert "another folder" in again.err
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "run" / "state.pth").exists()
+
+
+def test_the_folder_of_another_programs_model_is_left_alone(train, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"architectures": ["ViT"]}')
+    (other / "model.safetensors").write_bytes(b"weights")
+    for more in ([], ["--overwrite"], ["--resume"]):
+        ran = train("-o", "other", *more, sets=["iterations=1"])
+        assert ran.code == 5
+        assert "not a training run" in ran.err
+    assert (other / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_finished_run_is_scored_when_it_was_not(train, data, tmp_path):
+    train("-o", "run", sets=["iterations=1"])
+    scored = train("-o", "run", "--resume", "--val", data, sets=["iterations=1", "validation.scales=[2]"])
+    assert scored.code == 0
+    assert "PSNR x2" in scored.err
+    assert checkpoint.read(tmp_path / "run").facts["scores"]["photos"].keys() == {"x2"}
+    again = train("-o", "run", "--resume", "--val", data, sets=["iterations=1", "validation.scales=[2]"])
+    assert "PSNR" not in again.err
+    assert Path(again.out.strip()) == Path("run/model.safetensors")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as POSIX does")
+def test_a_full_disk_is_said(train, data, tmp_path):
+    """By way of the largest file that the process may write."""
+    train("-o", "first", sets=["iterations=1"])  # the pictures are in the cache now
+    run = in_process(
+        data, tmp_path / "run", *settings("iterations=1"),
+        command=("-c", "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000));"
+                 " runpy.run_module('liif_cli', run_name='__main__')"),
+    )  # fmt: skip
+    err = run.communicate()[1]
+    assert run.returncode == 5, err
+    assert "state.pth: too large a file" in err.splitlines()[-1]
+    assert not [path.name for path in (tmp_path / "run").iterdir() if path.suffix in (".pth", ".part")]
 
 
 def test_a_model_without_its_state_is_not_thrown_away(train, tmp_path):
@@ -228,8 +290,8 @@ def test_left_out_pictures_are_named(train, data):
         (["liif-light", "--data", "photos", "--val", "absent"], 1, ["absent"]),
         (["liif-light", "--data", "photos", "--set", "colour=3"], 2, ["colour"]),
         (["liif-light", "--data", "photos", "--resume", "--overwrite"], 2, ["--resume", "--overwrite"]),
-        (["liif-light", "--data", "photos", "--resume", "--start", "default"], 2, ["--start"]),
-        (["liif-light", "--data", "photos", "--resume", "--teacher", "default"], 2, ["--teacher"]),
+        (["liif-light", "--data", "photos", "--set", "validation.scales=[]"], 2, ["validation.scales", "at least one"]),
+        (["liif-light", "--data", "photos", "--set", "sample.scale_max=inf"], 2, ["scale_max", "finite"]),
         (["liif-light", "--data", "photos", "--start", "nosuch"], 3, ["nosuch"]),
         (["liif-light", "--data", "photos", "--teacher", "nosuch"], 3, ["nosuch"]),
         (["liif-light", "--data", "photos", "--device", "gpu9"], 2, ["gpu9"]),

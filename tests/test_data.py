@@ -100,6 +100,11 @@ def test_no_usable_picture_is_an_error_that_says_why(folder, tmp_path):
         image_files(empty)
     with pytest.raises(InputError, match="no such folder"):
         image_files(tmp_path / "absent")
+    (empty / "valid").mkdir()
+    Image.fromarray(noise(8, 8, 0)).save(empty / "valid" / "a.png")
+    assert image_files(empty) == [empty / "valid" / "a.png"]
+    with pytest.raises(InputError, match="outside of valid"):
+        open_store(empty, tmp_path / "cache")
     (empty / "a.png").write_bytes(b"")
     with pytest.raises(InputError, match="none of the 1 pictures"):
         open_store(empty, tmp_path / "cache")

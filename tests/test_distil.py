@@ -72,6 +72,8 @@ def test_what_is_learned_is_the_teachers_mean_over_turned_and_transposed_samples
         total += answers(teacher, low_res, coords, batch.cell)
     first = next(Taught(sampler, teacher).batches(0, range(3), CPU))
     torch.testing.assert_close(first.high_res, total / 8, rtol=0, atol=1e-5)
+    in_parts = next(Taught(sampler, teacher, parts=3).batches(0, range(3), CPU))
+    torch.testing.assert_close(in_parts.high_res, first.high_res, rtol=0, atol=1e-6)
     assert (first.high_res - answers(teacher, *first[:3])).abs().max() > 1e-4  # not just one of them
 
 

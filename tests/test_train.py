@@ -380,6 +380,9 @@ def test_a_teacher_of_one_scale_and_one_for_a_fitted_picture_are_refused(store, 
     with pytest.raises(UsageError, match="x2 only"):
         Trainer(tiny(), store, CPU).learn_from(Trainer(tiny(name="edsr-baseline-x2"), store, CPU).exported(), "edsr")
     one = open_store(photographs / "0.png", tmp_path)
+    fitted = Trainer(tiny(name="siren"), one, CPU).exported()
+    with pytest.raises(UsageError, match="fitted picture"):
+        Trainer(tiny(), store, CPU).learn_from(fitted, "siren")
     with pytest.raises(UsageError, match="one picture"):
         Trainer(tiny(name="siren"), one, CPU).learn_from(Trainer(tiny(), store, CPU).exported(), "light")
 

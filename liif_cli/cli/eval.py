@@ -158,8 +158,8 @@ def evaluate(
         bool,
         flag(
             "--ensemble",
-            help="Score each model a second time as the mean of its eight views, NAME+, as liif upscale --ensemble"
-            " paints.",
+            help="Score each model a second time as the mean of its eight views, NAME+, as liif upscale --direct"
+            " --ensemble paints.",
             rich_help_panel=PANEL,
         ),
     ] = False,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,9 +124,6 @@ def train(
         return 0
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other; give one")
-    for option, given in (("--start", start), ("--teacher", teacher)):
-        if resume and given is not None:
-            raise UsageError(f"{option} is for a run's beginning, and --resume goes on with one; give one of them")
     from liif_cli.config import load_train
 
     if preset is None:
@@ -156,7 +154,7 @@ def train(
     chosen = choose_device(f"cuda:{processes.local_rank}" if _is_cuda(device) and processes.world > 1 else device)
     say = _Terminal(config.iterations, quiet=quiet or not processes.first, verbose=verbose)
     with joined(processes, chosen), say:
-        return _train(config, data, val, run, chosen, processes, say, going_on=going_on)
+        return _train(config, data, val, run, chosen, processes, say, going_on=going_on, begun=bool(begun_with))
 
 
 def _train(
@@ -169,15 +167,17 @@ def _train(
     say: _Terminal,
     *,
     going_on: bool,
+    begun: bool,
 ) -> int:
-    from liif_cli import checkpoint, weights
+    from liif_cli import checkpoint
     from liif_cli.train import TEACHER, Trainer, run_training
     from liif_cli.validate import Validator
 
-    beginning = checkpoint.read(weights.resolve(config.start)) if config.start and not going_on else None
+    beginning = checkpoint.read(_outside(run, config.start)) if config.start and not going_on else None
     teacher = None
     if config.teacher:
-        teacher = checkpoint.read(run / TEACHER if going_on else weights.resolve(config.teacher))
+        kept = run / TEACHER if begun else None  # the same, whatever has become of the file
+        teacher = checkpoint.read(kept if kept and kept.exists() else _outside(run, config.teacher))
     validator = None if val is None else Validator(val, config.validation)
     store = _open_store(data, config, processes, say)
     trainer = Trainer(config, store, device, processes=processes, watcher=say)
@@ -187,15 +187,19 @@ def _train(
         trainer.start_from(beginning, config.start)
     if teacher is not None:
         trainer.learn_from(teacher, config.teacher)
-    if trainer.iteration >= config.iterations:
+    done = trainer.iteration >= config.iterations
+    if done:
         say.note(f"{run}: all {config.iterations} iterations are done; --set iterations=N goes further")
+    if done and (validator is None or trainer.is_scored_by(validator)):
+        if processes.first:
+            print(run / checkpoint.RUN_MODEL)
         return 0
     if processes.first and not going_on:
         _clear(run)
-        if teacher is not None:  # a run goes on with the same, whatever becomes of the file
+        if teacher is not None:
             _keep(teacher, run / TEACHER)
     say.begin(trainer, run)
-    with reused_memory() if trainer.device.type == "cpu" else nullcontext():
+    with reused_memory() if trainer.device.type == "cpu" else contextlib.nullcontext():
         signal = run_training(trainer, run, validator=validator)
     if signal is not None:
         say.close()
@@ -207,6 +211,16 @@ def _train(
     if processes.first:
         print(run / checkpoint.RUN_MODEL)
     return 0
+
+
+def _outside(run: Path, name: str) -> Path:
+    """The file of a model. Raises UsageError where a run that begins would take it away."""
+    from liif_cli import weights
+
+    path = weights.resolve(name).resolve()
+    if path.is_relative_to(run.resolve()):
+        raise UsageError(f"{name}: is in {run}, where the run that begins puts its own; name another folder with -o")
+    return path
 
 
 def _open_store(data: Path, config: TrainConfig, processes: Processes, say: _Terminal) -> PictureStore:
@@ -254,7 +268,7 @@ def _show(config: TrainConfig) -> None:
 
 # What may change when a run goes on: everything else would make it another run.
 _MAY_CHANGE = {"iterations", "save_every", "log_every", "validation", "compile", "accumulate", "description"}
-_MODELS = ("start", "teacher")  # of the beginning; not named again
+_MODELS = ("start", "teacher")  # of the beginning; need not be named again
 
 
 def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[bool, dict[str, Any]]:
@@ -268,9 +282,14 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
     saved, state = run / "config.json", run / "state.pth"
     if run.exists() and not run.is_dir():
         raise OutputError(f"{run}: is a file; name a folder for the run with -o")
-    if run.is_dir() and not (saved.exists() or state.exists()) and any(run.iterdir()) and not overwrite:
+    before: dict[str, Any] | None = None
+    # By way of the settings as they are now: one that is new has its default in a run that was begun without it.
+    with contextlib.suppress(OSError, ValueError, AttributeError, UsageError):
+        before = to_mapping(from_mapping(TrainConfig, json.loads(saved.read_text()), str(saved)))
+    begun = before is not None or state.exists()  # other programs have a config.json, too
+    if run.is_dir() and not begun and any(run.iterdir()):
         raise OutputError(f"{run}: holds something that is not a training run; name another folder with -o")
-    if (saved.exists() or state.exists()) and not resume and not overwrite:
+    if begun and not resume and not overwrite:
         raise OutputError(
             f"{run}: holds a training run already; go on with it by --resume, or begin anew by --overwrite"
         )
@@ -278,26 +297,22 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
     there = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise OutputError(f"{run}: no permission to write in {there}; name another folder with -o")
-    if not resume or not (saved.exists() or state.exists()):
+    if not resume or not begun:
         return False, {}
     if not state.exists() and (run / RUN_MODEL).exists():
         raise OutputError(
             f"{run}: holds a model but not {state.name}, without which its run cannot go on; train onwards from the"
             f" model with --start {run} and another folder (-o)"
         )
-    try:
-        # By way of the settings as they are now: one that is new has its default in a run that was begun without it.
-        before = json.loads(
-            json.dumps(to_mapping(from_mapping(TrainConfig, json.loads(saved.read_text()), str(saved))))
-        )
-    except (OSError, ValueError, AttributeError, UsageError):
-        raise OutputError(f"{saved}: cannot be read, so the run cannot go on; begin anew by --overwrite") from None
-    now = json.loads(json.dumps(to_mapping(config)))
-    changed = [key for key in now if key not in {*_MAY_CHANGE, *_MODELS} and now[key] != before.get(key)]
+    if before is None:
+        raise OutputError(f"{saved}: cannot be read, so the run cannot go on; begin anew by --overwrite")
+    before, now = (json.loads(json.dumps(settings)) for settings in (before, to_mapping(config)))
+    named = {key for key in now if key not in _MODELS or now[key]}
+    changed = [key for key in now if key in named - _MAY_CHANGE and now[key] != before[key]]
     if changed:
         key = changed[0]
         raise UsageError(
-            f"{run}: was begun with {key} = {json.dumps(before.get(key))}, not {json.dumps(now[key])};"
+            f"{run}: was begun with {key} = {json.dumps(before[key])}, not {json.dumps(now[key])};"
             " a run goes on with its own settings, another begins in another folder (-o)"
         )
     return state.exists(), {key: before[key] for key in _MODELS}
@@ -331,6 +346,7 @@ class _Terminal:
         self.quiet = quiet
         self.verbose = verbose
         self.bar: Any = None
+        self._begun = (0.0, 0)
         self.interactive = sys.stderr.isatty() and not quiet
 
     def __enter__(self) -> None:
@@ -371,6 +387,7 @@ class _Terminal:
         precision = "float32" if trainer.dtype is None else str(trainer.dtype).removeprefix("torch.")
         pictures = len(trainer.sampler.store)
         self.note(f"{parameters:,} parameters, {pictures} pictures, {trainer.device}, {precision}; the run is in {run}")
+        self._begun = time.monotonic(), trainer.iteration
         if self.interactive:
             self._bar(self.iterations, "training", "it", trainer.iteration)
 
@@ -379,7 +396,9 @@ class _Terminal:
             self.bar.set_postfix({"loss": f"{progress.loss:.4f}"}, refresh=False)
             self.bar.update(progress.iteration - self.bar.n)
         elif not self.quiet:
-            left = (self.iterations - progress.iteration) / progress.per_second
+            # By the rate since the start, for a teacher answers at times and not at others.
+            since, first = self._begun
+            left = (self.iterations - progress.iteration) * (time.monotonic() - since) / (progress.iteration - first)
             self.note(
                 f"iteration {progress.iteration}/{self.iterations}: loss {progress.loss:.4f},"
                 f" {progress.per_second:.2f} it/s, {_duration(left)} left"

@@ -181,9 +181,9 @@ def is_url(source: str) -> bool:
 
 
 def name_of(source: str) -> str:
-    """The name of a model that was given none: the last part of its address or path, without the suffix."""
+    """The name of a model that was given none: the last part of its address or path, without a file's suffix."""
     last = PurePosixPath(urlsplit(source).path) if is_url(source) else Path(source).absolute()
-    return last.stem.lower()
+    return (last.name if isinstance(last, Path) and last.is_dir() else last.stem).lower()
 
 
 def _check_url(url: str, sha256: str | None) -> None:

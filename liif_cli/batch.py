@@ -56,9 +56,10 @@ from liif_cli.jobs import (
     is_folder,
     job_makes,
     output_size,
+    pipe,
     standard_input,
 )
-from liif_cli.upscaler import Upscaler, free_bytes, within_process
+from liif_cli.upscaler import MOST_BYTES, Upscaler, default_bytes, within_process
 
 T = TypeVar("T")
 
@@ -285,14 +286,16 @@ def _read(job: Job, options: Options, source: Path | io.BytesIO, most_bytes: int
         raise job.source.problem
     limit = options.max_pixels
     output, header = job.output(options, None), None
+    if output is not None and _is_done(output, options):
+        return _There(output)
+    if isinstance(source, Path) and (content := pipe(source)) is not None:
+        source, most_bytes = content, None  # it does not come again
     if output is None or most_bytes is not None:
         header = read_header(_from_start(source), max_pixels=limit)
+    if output is None and header is not None:
         output = job.output(options, output_size(header.size, options))
-    if output is not None and output != STANDARD and is_file(output):
-        if options.skip_existing:
+        if output is not None and _is_done(output, options):
             return _There(output)
-        if not options.overwrite:
-            raise already_there(output)
     if header is not None and most_bytes is not None and header.bytes > most_bytes:
         return _Later()
     if header is None or header.frames > 1:
@@ -300,6 +303,15 @@ def _read(job: Job, options: Options, source: Path | io.BytesIO, most_bytes: int
         if animation is not None:
             return _fitted(animation, job, options)
     return _fitted(read(_from_start(source), max_pixels=limit), job, options)
+
+
+def _is_done(output: Path, options: Options) -> bool:
+    """Whether an output is there and shall stay. Raises OutputError where it is there and nobody said what to do."""
+    if output == STANDARD or not is_file(output) or options.overwrite:
+        return False
+    if not options.skip_existing:
+        raise already_there(output)
+    return True
 
 
 def _from_start(source: Path | io.BytesIO) -> Path | io.BytesIO:
@@ -347,7 +359,8 @@ class _Painting:
         on_host = upscaler.device.type == "cpu"
         if limit_process and on_host:
             total = int(within_process(total) * (1 - AHEAD_SHARE))
-        self.writer_bytes = int((total if on_host else free_bytes(torch.device("cpu"))) * WRITER_SHARE)
+        host = total if on_host else min(default_bytes(torch.device("cpu")), upscaler.memory_bytes or MOST_BYTES)
+        self.writer_bytes = int(host * WRITER_SHARE)
         self.engine_bytes = total - self.writer_bytes if on_host else total
         self._check()
         self._opened = upscaler.open(like, self.engine_bytes, ensemble=options.ensemble)

@@ -42,6 +42,8 @@ GPU_BAND_PIXELS = 2**24
 # Tiles of a band painted by one thread: wide enough that reading the codes costs nothing beside painting them. Their
 # tables grow with both sides.
 TILE_COLUMNS, TILE_ROWS = 512, 2048
+# Rows that a picture which is only made smaller is read by.
+REDUCED_ROWS = 256
 # What a painter works in: on a CPU each thread's blocks and tables, on a GPU four hidden states of a block of 2**18
 # pixels, 256 wide.
 CPU_PAINTER_BYTES = 24 * MIB
@@ -383,6 +385,7 @@ class Encoded:
         self, engine: Engine, image: Array, views: Sequence[View] = PLAIN, *, again: bool = False, layers: int = 1
     ) -> None:
         self.engine = engine
+        self.image = image
         self.again = again
         self.layers = layers
         self.size: Size = (image.shape[0], image.shape[1])
@@ -400,6 +403,10 @@ class Encoded:
         that was encoded and each band that was painted and taken."""
         engine = self.engine
         task = make_task(engine.model, self.size, output, box, engine.farthest)
+        smaller = all(wanted <= side for wanted, side in zip(output, self.size, strict=True))
+        if smaller and task.box == whole(self.size) and not engine.model.holds_picture:
+            yield from _reduced(self.image, output, report)  # where all is known there is nothing to ask
+            return
         budget = engine.budget_bytes // self.layers
         painters = engine.painters(budget)
         plan = make_plan(
@@ -421,6 +428,19 @@ class Encoded:
             rows = resampler.push(band)
             if len(rows):
                 yield rows
+
+
+def _reduced(image: Array, output: Size, report: Callable[[float], None] | None) -> Generator[Array, None, None]:
+    """An image made smaller, or left as it is, by bicubic interpolation with antialiasing, in bands of float32."""
+    height, width = image.shape[:2]
+    resampler = BandResampler((height, width), output)
+    for top in range(0, height, REDUCED_ROWS):
+        seen = as_input(image[top : top + REDUCED_ROWS], torch.device("cpu"))[0].permute(1, 2, 0)
+        rows = resampler.push(seen.numpy())
+        if len(rows):
+            yield rows
+        if report is not None:
+            report(min(1.0, (top + REDUCED_ROWS) / height))
 
 
 class _Features:

@@ -195,11 +195,16 @@ def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> Fou
 
 
 def _is_picture_name(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
+        return False
+    try:
+        return path.is_file()
+    except OSError:  # a link to where nobody may look: to be reported at its turn
+        return True
 
 
 def _is_of_another_kind(path: Path) -> bool:
-    return path.suffix.lower() not in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() not in EXTENSIONS and not path.name.startswith(".") and is_file(path)
 
 
 def plan_jobs(sources: Sequence[Source], options: Options) -> Plan:
@@ -325,8 +330,10 @@ def _refuse_idle_quality(jobs: Sequence[Job], options: Options) -> None:
         )
 
 
-class _StandardInput(io.BytesIO):
-    name = "standard input"  # what errors call it
+class _ReadOnce(io.BytesIO):
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name  # what errors call it
 
 
 def standard_input() -> io.BytesIO:
@@ -334,9 +341,20 @@ def standard_input() -> io.BytesIO:
     if sys.stdin is None:
         raise InputError("standard input: is closed")
     try:
-        return _StandardInput(sys.stdin.buffer.read())
+        return _ReadOnce(sys.stdin.buffer.read(), "standard input")
     except (OSError, ValueError) as error:
         raise InputError(f"standard input: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def pipe(path: Path) -> io.BytesIO | None:
+    """All that comes out of a named pipe, or of another file that can be read once only; None of an ordinary one.
+    Raises InputError where it cannot be read."""
+    if is_file(path) or is_folder(path) or not os.path.exists(path):  # noqa: PTH110  see is_file
+        return None
+    try:
+        return _ReadOnce(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 class Preview(NamedTuple):

@@ -47,7 +47,6 @@ from liif_cli.models.base import memory_format
 from liif_cli.models.encoders.edsr import ResidualBlock
 from liif_cli.models.encoders.rcan import AttentionBlock
 from liif_cli.models.growth import grow
-from liif_cli.models.siren import Siren
 from liif_cli.optim import make_optimiser, set_rates
 from liif_cli.upscaler import choose_precision
 from liif_cli.validate import Scores, Validator, write_png
@@ -222,7 +221,7 @@ class Trainer:
         teacher = checkpoint.restore(source, where)
         if self.config.sample.kind == "picture":
             raise UsageError("a recipe that fits one picture has no use for a teacher; leave it out")
-        if isinstance(teacher, Siren):
+        if teacher.holds_picture:
             raise UsageError(f"{where}: holds one fitted picture and answers about no other; name another teacher")
         if teacher.native_scale is not None:
             raise UsageError(f"{where}: paints at x{teacher.native_scale} only; a teacher answers at any scale")

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from fractions import Fraction
 from functools import cached_property, partial
@@ -34,6 +34,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 # Without --memory: this share of what is free, and no more than the most that makes anything faster.
 FREE_SHARE = 0.5
 MOST_BYTES = 4 * 2**30
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # 64 MiB: a GPU without them free is no use.
 PROBE_VALUES = 2**24
 # The scale beyond which the network's picture is enlarged by bicubic interpolation instead (benchmarks/TRAINING.md).
@@ -355,16 +356,29 @@ def free_bytes(device: torch.device) -> int:
         # What torch keeps for the next allocation is free as well.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
-    free = int(psutil.virtual_memory().available)
+    return min([int(psutil.virtual_memory().available), *_left_in_groups()])
+
+
+def _left_in_groups() -> Iterator[int]:
+    """What is left of the limits of the control groups (version 2) that this process is in: a container's, a service's,
+    a batch system's job."""
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        # Files that were read or written count as used until the memory is needed.
-        parts = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
-    except OSError:
-        return free
-    reclaimable = int(parts.get("inactive_file", 0))
-    return free if limit == "max" else max(0, min(free, int(limit) - used + reclaimable))
+        own = next(line for line in OWN_GROUPS.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return
+    group = GROUPS / own.removeprefix("0::/")
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to(GROUPS):
+            return
+        try:
+            limit = (folder / "memory.max").read_text().strip()
+            used = int((folder / "memory.current").read_text())
+            # Files that were read or written count as used until the memory is needed.
+            parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except OSError:  # the topmost has none
+            continue
+        if limit != "max":
+            yield max(0, int(limit) - used + int(parts.get("inactive_file", 0)))
 
 
 def process_bytes() -> int:

@@ -259,6 +259,27 @@ def test_a_reduced_picture_does_not_alias(name):
     assert middle.std(axis=(0, 1)).max() < 0.02
 
 
+@pytest.mark.parametrize("size", [(20, 31), (9, 31), (7, 12), (1, 1)])
+def test_a_picture_that_is_only_made_smaller_is_filtered(size):
+    """And left as it is at its own size; a window of it, and one that grows along an axis, are painted."""
+    engine, pixels = make("liif", budget=1), picture(20, 31)
+    expected = rooms.BandResampler((20, 31), size).push(pixels.astype(np.float32) / 255)
+    assert np.abs(paint(engine, pixels, size) - expected).max() <= 1e-6
+    if size == (20, 31):
+        assert np.array_equal(np.rint(paint(engine, pixels, size) * 255), pixels)
+    for box, larger in ((Box(0, 0, 20, 30), size), (None, (size[0], 32))):
+        with pytest.raises(MemoryBudgetError):
+            paint(engine, pixels, larger, box)
+
+
+def test_shares_of_a_reduction_are_told(monkeypatch):
+    monkeypatch.setattr(rooms, "REDUCED_ROWS", 7)
+    told = []
+    bands = list(make("liif").open(picture(20, 31)).bands((10, 31), report=told.append))
+    assert sum(map(len, bands)) == 10
+    assert told == [7 / 20, 14 / 20, 1]
+
+
 @pytest.mark.parametrize("name", ["liif", "metasr", "single x2"])
 def test_the_ensemble_is_the_mean_of_eight_views(name):
     engine, pixels = make(name), picture(11, 17)
@@ -431,6 +452,24 @@ def test_memory_is_kept_as_long_as_anybody_wants_it(freed, trimmed, monkeypatch)
         assert calls == kept
     assert (calls[-1] == "trim") == trimmed
     assert len(calls) > len(kept) + trimmed
+
+
+def test_the_smallest_limit_of_all_groups_holds(tmp_path, monkeypatch):
+    """A batch system's: a job's group, with a limit, and its step's within, without."""
+    step = tmp_path / "groups/job/step"
+    step.mkdir(parents=True)
+    for folder, limit, used in ((step, "max", 5), (step.parent, "1000", 300)):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text("anon 1\ninactive_file 40\n")
+    (tmp_path / "own").write_text("4:cpu:/other\n0::/job/step\n")
+    monkeypatch.setattr(upscaler, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(upscaler, "OWN_GROUPS", tmp_path / "own")
+    assert upscaler.free_bytes(CPU) == 740
+    (tmp_path / "own").write_text("0::/\n")
+    assert upscaler.free_bytes(CPU) > 10**6  # at the top there is none
+    (tmp_path / "own").unlink()
+    assert upscaler.free_bytes(CPU) > 10**6
 
 
 @pytest.mark.skipif(allocator._glibc() is None, reason="the C library is not glibc as it comes")

@@ -484,6 +484,49 @@ def test_animations_go_in_and_out(tmp_path: Path, extension: str, alpha: bool) -
     assert np.abs(read(path).pixels[..., 0].astype(int) - again.frames[0].pixels[..., 0]).mean() < 8
 
 
+@pytest.mark.parametrize(
+    ("extension", "durations", "again"),
+    [
+        (".webp", (16, 17, 16, 100), (16, 17, 16, 100)),
+        (".png", (16, 17, 16, 100), (16, 17, 16, 100)),
+        (".gif", (33, 33, 34, 100), (30, 40, 30, 100)),  # hundredths of a second, and the whole takes as long
+        (".gif", (16, 17, 16, 100), (20, 20, 20, 100)),  # browsers make ten times as long of the next shorter
+        (".png", (0, 10, 20, 100), (100, 100, 20, 100)),  # as browsers show them
+    ],
+)
+def test_short_frames_stay_short(tmp_path: Path, extension: str, durations: tuple, again: tuple) -> None:
+    write_animation(tmp_path / f"a{extension}", replace(moving(alpha=False), durations_ms=durations))
+    assert read_animation(tmp_path / f"a{extension}").durations_ms == again
+
+
+def test_black_next_to_holes_stays_in_an_animated_gif(tmp_path: Path) -> None:
+    """An outline: frames are stored as what differs from a cleared canvas."""
+    frames = []
+    for step in range(4):
+        pixels = np.zeros((20, 30, 4), np.uint8)
+        pixels[2:18, 2:28, 3] = 255
+        pixels[6:14, 6 + step : 12 + step] = (200, 50 * step, 90, 255)
+        if step == 3:
+            pixels[3:17, 3:27, 3] = 0  # differs from the one before in holes where black was
+            pixels[6:14, 6 + step : 12 + step, 3] = 255
+        frames.append(Picture(pixels, format="GIF"))
+    write_animation(tmp_path / "a.gif", Animation(tuple(frames), (40,) * 4, 0, "GIF"))
+    again = read_animation(tmp_path / "a.gif")
+    assert len(again.frames) == 4
+    for one, other in zip(again.frames, frames, strict=True):
+        assert np.array_equal(one.alpha, other.alpha)
+        assert np.abs(one.pixels.astype(int) - other.pixels)[other.alpha > 0].max() < 8
+
+
+def test_what_is_hidden_takes_no_colours_of_a_gif(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    pixels[..., 3] = 0
+    pixels[:8, :16, 3] = 255
+    write(tmp_path / "a.gif", pixels, Picture(pixels))
+    again = read(tmp_path / "a.gif").pixels
+    assert np.abs(again[:8, :16].astype(int) - pixels[:8, :16]).mean() < 1  # 128 colours of 255, and some dithering
+
+
 def test_a_moving_png_keeps_what_is_said_of_it_with_its_new_size(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0100], exif[0x010E] = 5, "a square"

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,47 @@ def test_a_picture_is_written_beside_its_input(upscale: Cli, tmp_path: Path) -> 
     assert ran.err == ""
     assert upscale("my photo.jpg", "--width", "50").out.startswith("my photo_50x33.png  50x33")
     assert tree(tmp_path) == ["my photo.jpg", "my photo_50x33.png", "my photo_x2.7.png"]
+
+
+def test_a_pipe_is_read_once(upscale: Cli, tmp_path: Path) -> None:
+    """As ``liif upscale <(curl ...)`` has it; the second time with a name that waits for the size."""
+    os.mkfifo(tmp_path / "pipe")
+    save(tmp_path / "photo.png", photo(20, 30))
+    for size in (("--scale", "2"), ("--width", "60")):
+        writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=((tmp_path / "photo.png").read_bytes(),))
+        writer.start()
+        ran = upscale("pipe", "photo.png", *size, "-o", "out", "--overwrite")
+        writer.join()
+        assert ran.code == 0, ran.err
+    assert tree(tmp_path / "out") == ["photo_60x40.png", "photo_x2.png", "pipe_60x40.png", "pipe_x2.png"]
+    assert (tmp_path / "out/pipe_x2.png").read_bytes() == (tmp_path / "out/photo_x2.png").read_bytes()
+
+
+def test_a_link_to_where_nobody_may_look_is_one_failure(
+    upscale: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "photos/a.png", photo(8, 8))
+    save(tmp_path / "photos/b.png", photo(8, 8))
+    before = Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        if path.name == "a.png":
+            raise PermissionError(13, "Permission denied")
+        return before(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    ran = upscale("photos", "--scale", "2", "-o", "out")
+    assert ran.code == 1
+    assert "photos/a.png: no permission to read it" in ran.err
+    assert tree(tmp_path / "out") == ["b_x2.png"]
+
+
+def test_what_is_done_is_skipped_though_its_source_is_gone_bad(upscale: Cli, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "photos" / name, photo(8, 8))
+    assert upscale("photos", "--scale", "2", "-o", "out").code == 0
+    (tmp_path / "photos/b.png").write_bytes(b"nothing")
+    assert upscale("photos", "--scale", "2", "-o", "out", "--skip-existing").code == 0
 
 
 def test_folders_without_and_with_what_is_in_them(upscale: Cli, tmp_path: Path, photos: Path) -> None:

@@ -94,10 +94,12 @@ class Report:
             else:
                 complain(summary_line(self.results, self.count))
 
-    def interrupted(self) -> None:
-        """Say what became of the batch before it was stopped."""
+    def interrupted(self, *, overwrite: bool) -> None:
+        """Say what became of the batch before it was stopped. To ``overwrite`` what there is and to skip it exclude each
+        other."""
         if self.count > 1:
-            complain(f"{summary_line(self.results, self.count)}; run it again with --skip-existing to go on")
+            advice = "" if overwrite else "; run it again with --skip-existing to go on"
+            complain(f"{summary_line(self.results, self.count)}{advice}")
 
     def _say(self, text: str) -> None:
         if self.progress.live.is_started and sys.stdout.isatty():

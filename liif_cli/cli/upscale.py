@@ -333,7 +333,7 @@ def _run(
                 jobs, upscaler, options, report, fail_fast=fail_fast, limit_process=loading["memory"] is not None
             )
     except KeyboardInterrupt:
-        report.interrupted()
+        report.interrupted(overwrite=options.overwrite)
         raise
     report.summary()
     return exit_code(results)

@@ -27,9 +27,9 @@ from liif_cli.images.read import (
 )
 from liif_cli.images.write import AVIF_QUALITY, PNG_LEVEL, WEBP_QUALITY, beside, carried
 
-# What browsers show a frame for that says 0 or 10 ms: older files mean "as fast as possible", which nobody wants to
+# What browsers show a frame for that says 0 to 10 ms: older files mean "as fast as possible", which nobody wants to
 # see.
-_SHORTEST_MS = 20
+_TOO_SHORT_MS = 10
 _DEFAULT_MS = 100
 
 MOVING = ("GIF", "WebP", "PNG", "AVIF")
@@ -82,7 +82,7 @@ def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXEL
 
 def _duration_ms(stated: Any) -> int:
     duration = round(stated) if isinstance(stated, int | float) else 0
-    return duration if duration >= _SHORTEST_MS else _DEFAULT_MS
+    return duration if duration > _TOO_SHORT_MS else _DEFAULT_MS
 
 
 def _alike(frames: list[Picture]) -> tuple[Picture, ...]:
@@ -154,7 +154,7 @@ def write_animation(
                     options = _options(known.name, animation, quality)
                     images = [_image(frame.pixels) for frame in animation.frames]
                     images[0].save(file, save_all=True, append_images=images[1:], **options)
-        except (OSError, ValueError, MemoryError) as error:
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:  # the last of libavif
             raise cannot_write(path, error) from error
 
 

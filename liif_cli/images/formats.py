@@ -158,11 +158,11 @@ def _check_capacity(path: Path, known: Format, size: tuple[int, int], like: Pict
     if max(size) > known.longest_px:
         raise OutputError(
             f"{path}: {known.name} holds at most {known.longest_px:,} pixels a side and {width:,}x{height:,} are asked "
-            f"for; use {_those(lambda other: other.longest_px >= max(size))}"
+            f"for; use {_those(lambda other: _holds(other, size))}"
         )
-    if known.largest_px is not None and height * width > known.largest_px:
-        most = f"{known.largest_px / 1e6:,.0f} million pixels"
-        raise OutputError(f"{path}: {known.name} holds at most {most}; use {_those(lambda other: other.streams)}")
+    if not _holds(known, size):
+        most = f"{(known.largest_px or 0) / 1e6:,.0f} million pixels"
+        raise OutputError(f"{path}: {known.name} holds at most {most}; use {_those(lambda other: _holds(other, size))}")
     if like.pixels.dtype not in (np.uint8, np.uint16):
         raise OutputError(f"{path}: floating-point pixels cannot be written; convert them to uint8 or uint16 first")
     if like.depth > 8 and not known.deep:
@@ -178,6 +178,10 @@ def _check_capacity(path: Path, known: Format, size: tuple[int, int], like: Pict
         )
     if known.name == "GIF" and not np.isin(like.alpha, (0, 255)).all():
         raise OutputError(f"{path}: GIF cannot hold partial transparency; use .png, .webp, .tif or .avif")
+
+
+def _holds(known: Format, size: tuple[int, int]) -> bool:
+    return max(size) <= known.longest_px and (known.largest_px is None or size[0] * size[1] <= known.largest_px)
 
 
 def _check_metadata(path: Path, known: Format, like: Picture, *, strip: bool) -> None:

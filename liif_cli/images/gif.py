@@ -9,6 +9,7 @@ from PIL import Image
 from liif_cli.images.picture import Array
 
 _TRANSPARENT = 255
+_SHORTEST = 2  # hundredths of a second
 
 
 def save_gif(file: BinaryIO, frames: Sequence[Array], durations_ms: Sequence[int], loop: int | None) -> None:
@@ -18,30 +19,54 @@ def save_gif(file: BinaryIO, frames: Sequence[Array], durations_ms: Sequence[int
     """
     transparent = any(frame.shape[2] in (2, 4) and bool((frame[..., -1] < 128).any()) for frame in frames)
     images = [_palettised(frame, transparent) for frame in frames]
+    if transparent:
+        _colour_holes(images)
     options: dict[str, Any] = {"transparency": _TRANSPARENT} if transparent else {}
     if len(images) > 1:
         # Frames with holes must not show the one before through them: 2 clears the canvas after each.
-        options |= {"append_images": images[1:], "duration": list(durations_ms), "disposal": 2 if transparent else 1}
+        options |= {
+            "append_images": images[1:],
+            "duration": _whole_hundredths(durations_ms),
+            "disposal": 2 if transparent else 1,
+        }
         options |= {"loop": loop} if loop is not None else {}
     images[0].save(file, "GIF", save_all=len(images) > 1, optimize=False, **options)
+
+
+def _whole_hundredths(durations_ms: Sequence[int]) -> list[int]:
+    """What GIF can say, of a second, and no frame so short that browsers slow it down; the whole takes as long, but for
+    such frames."""
+    ends = np.rint(np.cumsum(durations_ms) / 10).astype(int)
+    return [10 * max(_SHORTEST, int(step)) for step in np.diff(ends, prepend=0)]
 
 
 def _palettised(frame: Array, transparent: bool) -> Image.Image:
     has_alpha = frame.shape[2] in (2, 4)
     colour = np.ascontiguousarray(frame[..., :-1] if has_alpha else frame)
+    hidden = frame[..., -1] < 128 if transparent and has_alpha else None
+    if hidden is not None and hidden.any() and not hidden.all():
+        colour[hidden] = colour[~hidden][0]  # what nobody sees takes no colour of the palette
     image = Image.fromarray(colour[..., 0] if colour.shape[2] == 1 else colour).convert("RGB")
     # One colour fewer where the last index stands for holes.
     palette = image.quantize(_TRANSPARENT if transparent else 256, method=Image.Quantize.MEDIANCUT)
     indexed = image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-    if not (transparent and has_alpha):
+    if hidden is None:
         return indexed
     indices = np.asarray(indexed).copy()
-    indices[frame[..., -1] < 128] = _TRANSPARENT
-    return _with_palette(indices, indexed)
+    indices[hidden] = _TRANSPARENT
+    holed = Image.fromarray(indices)
+    holed.putpalette(indexed.getpalette() or [])
+    return holed
 
 
-def _with_palette(indices: Array, like: Image.Image) -> Image.Image:
-    image = Image.frombytes("P", like.size, indices.tobytes())
-    colours = like.getpalette() or []
-    image.putpalette(colours + [0] * (768 - len(colours)))
-    return image
+def _colour_holes(images: Sequence[Image.Image]) -> None:
+    """Give the index of the holes, in all palettes, one colour that no frame has: Pillow, which stores of a frame what
+    differs from the one before, compares colours."""
+    palettes = [np.array(image.getpalette(), np.int64)[: 3 * _TRANSPARENT].reshape(-1, 3) for image in images]
+    taken = {int(colour) for palette in palettes for colour in palette @ (1 << 16, 1 << 8, 1)}
+    free = next(colour for colour in range(1 << 24) if colour not in taken)
+    for image, palette in zip(images, palettes, strict=True):
+        padded = np.zeros((_TRANSPARENT + 1, 3), np.uint8)
+        padded[: len(palette)] = palette
+        padded[_TRANSPARENT] = free >> 16, free >> 8 & 255, free & 255
+        image.putpalette(padded.tobytes())

@@ -72,7 +72,8 @@ def _by_pillow(file: Opened) -> Header:
         height, width = image.size[::-1]
         if (frames == 1 or kind == "AVIF") and metadata.orientation(raw_exif(image), raw_xmp(image.info)) >= 5:
             height, width = width, height
-        deep = image.mode in _DEEP_MODES or (kind == "PNG" and file.head(25)[24] == 16)
+        # Of moving pictures Pillow reads the upper eight bits.
+        deep = frames == 1 and (image.mode in _DEEP_MODES or (kind == "PNG" and file.head(25)[24] == 16))
         return Header((height, width), _channels(image), 16 if deep else 8, "JPEG" if kind == "MPO" else kind, frames)
 
 

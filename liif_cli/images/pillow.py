@@ -33,7 +33,8 @@ def pixels_of(image: Image.Image, name: str) -> Array:
         return srgb_from_cmyk(np.asarray(image), image.info.get("icc_profile"))[0]
     if mode == "LAB":
         return np.asarray(_from_lab(image))
-    return as_channels(image.convert(_plain_mode(image)))
+    plain = _plain_mode(image)
+    return as_channels(image if mode == plain else image.convert(plain))  # which would copy
 
 
 def as_channels(image: Image.Image) -> Array:

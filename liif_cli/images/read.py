@@ -211,7 +211,7 @@ def check_pixels(name: str, pixels: int, max_pixels: int | None) -> None:
     if max_pixels is not None and pixels > max_pixels:
         raise InputError(
             f"{name}: has {pixels / 1e6:,.0f} million pixels, more than the limit of {max_pixels / 1e6:,.0f} million; "
-            "raise the limit if the file is to be trusted, or cut it into parts"
+            "raise the limit (--max-pixels) if the file is to be trusted, or cut it into parts"
         )
 
 

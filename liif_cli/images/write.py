@@ -79,7 +79,7 @@ def open_writer(
         try:
             with quiet(), temporary.open("w+b") as file:
                 _save(memory.pixels, file, known, of_size, quality)
-        except (OSError, ValueError, MemoryError) as error:
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:  # the last of libavif
             raise cannot_write(path, error) from error
 
 

@@ -57,6 +57,7 @@ class Model(nn.Module):
     mean: Tensor
     deviation: Tensor
     needs_float32 = False  # whether half precision would spoil it, on whatever device
+    holds_picture = False  # whether it paints a picture of its own, whatever it is given
 
     def __init__(self, spec: dict[str, Any], encoder: Encoder) -> None:
         super().__init__()

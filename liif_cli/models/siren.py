@@ -38,6 +38,7 @@ class NoEncoder(Encoder):
 class Siren(Model):
     """Linear layers with ``sin(omega x)`` between them, from a place in [-1, 1] to a colour."""
 
+    holds_picture = True
     needs_float32 = True  # eight bits of a place are a pixel of 512, and of a sine's argument they are nearly nothing
 
     def __init__(self, spec: dict[str, Any], hidden: Sequence[int], omega: float) -> None:

@@ -95,8 +95,7 @@ class Report:
                 complain(summary_line(self.results, self.count))
 
     def interrupted(self, *, overwrite: bool) -> None:
-        """Say what became of the batch before it was stopped. To ``overwrite`` what there is and to skip it exclude each
-        other."""
+        """Say what became of the batch before it was stopped, and how to go on where that does not ``overwrite``."""
         if self.count > 1:
             advice = "" if overwrite else "; run it again with --skip-existing to go on"
             complain(f"{summary_line(self.results, self.count)}{advice}")

@@ -16,22 +16,22 @@ import torch
 from torch import Tensor
 
 from liif_cli.data import Batch, Sampler
+from liif_cli.engine import ALL_VIEWS, View
 from liif_cli.models import Model
 from liif_cli.models.base import memory_format
 
-VIEWS = 8
 # Batches that are answered before any comes again: the more, the longer until a step meets what it has seen.
 POOL = 48
 
 
-def seen(low_res: Tensor, coords: Tensor, cell: Tensor, view: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A sample's input (B, 3, h, w), queries (B, Q, 2) and cell (B, 2) in one of the eight views, of which number 0 is
-    the sample as it is. The queries ask for the same pixels in the same order. Strides are the same in all views."""
-    if view & 4:
+def seen(low_res: Tensor, coords: Tensor, cell: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
+    """A sample's input (B, 3, h, w), queries (B, Q, 2) and cell (B, 2) in one of the eight views. The queries ask for
+    the same pixels in the same order. Strides are the same in all views, as compiled networks want them."""
+    if view.transposed:
         low_res, coords, cell = low_res.transpose(2, 3), coords.flip(-1), cell.flip(-1)
-    if view & 2:
+    if view.rows_reversed:
         low_res, coords = low_res.flip(2), coords * coords.new_tensor([-1, 1])
-    if view & 1:
+    if view.columns_reversed:
         low_res, coords = low_res.flip(3), coords * coords.new_tensor([1, -1])
     return low_res.contiguous(), coords, cell
 
@@ -55,14 +55,15 @@ class Taught:
         """Batches from ``step`` on, without end, as :meth:`Sampler.batches`."""
         answered: dict[int, Batch] = {}
         while True:
-            turn, place = divmod(step, POOL * VIEWS)
+            turn, place = divmod(step, POOL * len(ALL_VIEWS))
             repeat, place = divmod(place, POOL)
             number = turn * POOL + place
             if number not in answered:
                 answered = {known: batch for known, batch in answered.items() if known // POOL == turn}
                 answered[number] = self._answered(self.sampler.batch(number, numbers, device))
             batch = answered[number]
-            yield Batch(*seen(*batch[:3], view=(repeat + place) % VIEWS), batch.high_res)
+            view = ALL_VIEWS[(repeat + place) % len(ALL_VIEWS)]
+            yield Batch(*seen(*batch[:3], view=view), batch.high_res)
             step += 1
 
     @torch.no_grad()
@@ -70,10 +71,10 @@ class Taught:
         device = batch.low_res.device
         total = torch.zeros_like(batch.high_res)
         parts = zip(*(tensor.chunk(self.parts) for tensor in batch._replace(high_res=total)), strict=True)
-        for part, view in itertools.product(map(Batch._make, parts), range(VIEWS)):
+        for part, view in itertools.product(map(Batch._make, parts), ALL_VIEWS):
             low_res, coords, cell = seen(*part[:3], view=view)
             low_res = low_res.contiguous(memory_format=memory_format(device))
             with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
                 answers = self.teacher.fold(self.teacher.encode(low_res), cell).query(coords)
             part.high_res.add_(answers.float())
-        return batch._replace(high_res=total / VIEWS)
+        return batch._replace(high_res=total / len(ALL_VIEWS))

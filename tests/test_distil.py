@@ -1,3 +1,5 @@
+"""What a model is taught: the mean of a teacher's answers to eight views, each batch in each of them."""
+
 import dataclasses
 import itertools
 
@@ -9,7 +11,8 @@ from test_train import tiny
 
 from liif_cli.config import SampleRule
 from liif_cli.data import Sampler, open_store
-from liif_cli.distil import POOL, VIEWS, Taught, seen
+from liif_cli.distil import POOL, Taught, seen
+from liif_cli.engine import ALL_VIEWS
 from liif_cli.models import build
 
 CPU = torch.device("cpu")
@@ -46,7 +49,7 @@ def pixels_at(image, coords):
 def test_all_views_are_different_and_ask_for_the_same_pixels(sampler):
     sampler.rule = dataclasses.replace(RULE, scale_max=1)
     batch = sampler.batch(0, range(3), CPU)
-    views = [seen(*batch[:3], view=view) for view in range(VIEWS)]
+    views = [seen(*batch[:3], view=view) for view in ALL_VIEWS]
     for (one, _, _), (other, _, _) in itertools.combinations(views, 2):
         assert not torch.equal(one, other)
     for low_res, coords, _ in views:
@@ -56,7 +59,10 @@ def test_all_views_are_different_and_ask_for_the_same_pixels(sampler):
 
 def test_a_transposed_views_cell_is_transposed():
     low_res, coords, cell = torch.zeros(1, 3, 2, 2), torch.zeros(1, 1, 2), torch.tensor([[0.25, 0.5]])
-    assert [seen(low_res, coords, cell, view)[2].tolist() for view in (3, 4)] == [[[0.25, 0.5]], [[0.5, 0.25]]]
+    assert [seen(low_res, coords, cell, ALL_VIEWS[number])[2].tolist() for number in (3, 4)] == [
+        [[0.25, 0.5]],
+        [[0.5, 0.25]],
+    ]
 
 
 def test_what_is_learned_is_the_teachers_mean_over_turned_and_transposed_samples(sampler, teacher):
@@ -78,19 +84,19 @@ def test_what_is_learned_is_the_teachers_mean_over_turned_and_transposed_samples
 
 
 def test_each_batch_comes_once_in_each_view_and_not_before_all_others(sampler, teacher):
-    steps = list(itertools.islice(Taught(sampler, teacher).batches(0, range(2), CPU), POOL * VIEWS + 1))
+    steps = list(itertools.islice(Taught(sampler, teacher).batches(0, range(2), CPU), POOL * len(ALL_VIEWS) + 1))
     for place in (0, 1, POOL - 1):
         plain = sampler.batch(place, range(2), CPU)
-        views = [seen(*plain[:3], view=view) for view in range(VIEWS)]
+        views = [seen(*plain[:3], view=view) for view in ALL_VIEWS]
         came = [
             next(number for number, view in enumerate(views) if torch.equal(view[0], steps[step].low_res))
-            for step in range(place, POOL * VIEWS, POOL)
+            for step in range(place, POOL * len(ALL_VIEWS), POOL)
         ]
-        assert sorted(came) == list(range(VIEWS))
-        for step, view in zip(range(place, POOL * VIEWS, POOL), came, strict=True):
+        assert sorted(came) == list(range(len(ALL_VIEWS)))
+        for step, view in zip(range(place, POOL * len(ALL_VIEWS), POOL), came, strict=True):
             assert torch.equal(steps[step].coords, views[view][1])
             assert torch.equal(steps[step].high_res, steps[place].high_res)
-    assert torch.equal(steps[-1].low_res, seen(*sampler.batch(POOL, range(2), CPU)[:3], view=0)[0])
+    assert torch.equal(steps[-1].low_res, seen(*sampler.batch(POOL, range(2), CPU)[:3], view=ALL_VIEWS[0])[0])
 
 
 def test_a_steps_batch_depends_on_its_number_alone(sampler, teacher):

@@ -455,14 +455,14 @@ def test_memory_is_kept_as_long_as_anybody_wants_it(freed, trimmed, monkeypatch)
 
 
 def test_the_smallest_limit_of_all_groups_holds(tmp_path, monkeypatch):
-    """A batch system's: a job's group, with a limit, and its step's within, without."""
-    step = tmp_path / "groups/job/step"
-    step.mkdir(parents=True)
-    for folder, limit, used in ((step, "max", 5), (step.parent, "1000", 300)):
+    """A batch system's: a job's group, its step's within, with more left, and a task's, without a limit."""
+    task = tmp_path / "groups/job/step/task"
+    task.mkdir(parents=True)
+    for folder, limit, used in ((task, "max", 5), (task.parent, "900", 5), (task.parents[1], "1000", 300)):
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{used}\n")
         (folder / "memory.stat").write_text("anon 1\ninactive_file 40\n")
-    (tmp_path / "own").write_text("4:cpu:/other\n0::/job/step\n")
+    (tmp_path / "own").write_text("4:cpu:/other\n0::/job/step/task\n")
     monkeypatch.setattr(upscaler, "GROUPS", tmp_path / "groups")
     monkeypatch.setattr(upscaler, "OWN_GROUPS", tmp_path / "own")
     assert upscaler.free_bytes(CPU) == 740

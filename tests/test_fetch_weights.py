@@ -683,6 +683,13 @@ def test_the_list_shows_every_model_and_where_it_is(fetch_weights: Liif) -> None
     assert row["scores"]["DIV2K"]["x30"] == 20.59
 
 
+def test_a_file_gives_its_name_without_its_suffix_and_a_folder_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "V1.5").mkdir()
+    (tmp_path / "net.v2.pth").touch()
+    given = (tmp_path / "V1.5", tmp_path / "net.v2.pth", "https://host/net.v3.pth")
+    assert [fetch.name_of(str(source)) for source in given] == ["v1.5", "net.v2", "net.v3"]
+
+
 def test_ones_own_model_is_named_after_its_file_unless_told(fetch_weights: Liif, cache: Path) -> None:
     assert fetch_weights("--from", str(TINY)).out.startswith(
         f"official_tiny: converted: {cache / 'official_tiny.safetensors'}"

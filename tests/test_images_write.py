@@ -454,6 +454,27 @@ def test_an_existing_picture_survives_a_failure(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes() == before
 
 
+def test_formats_that_cannot_hold_the_size_either_are_not_advised(tmp_path: Path) -> None:
+    for name, size in (("a.jpg", (70_000, 70_000)), ("a.avif", (30_000, 60_000)), ("a.bmp", (70_000, 70_000))):
+        with pytest.raises(OutputError, match="use") as raised:
+            check_output(tmp_path / name, size, Picture(np.broadcast_to(np.uint8(0), (*size, 3))))
+        assert "bmp" not in str(raised.value).partition("use")[2]
+        assert ".png" in str(raised.value).partition("use")[2]
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_what_libavif_says_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: int) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise RuntimeError("Failed to encode image: Encoding of color planes failed")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    source, path = moving(alpha=False), tmp_path / "a.avif"
+    still = source.frames[0]
+    with pytest.raises(OutputError, match="Encoding of color planes failed"):
+        write(path, still.pixels, still) if frames == 1 else write_animation(path, source)
+    assert list(tmp_path.iterdir()) == []
+
+
 def moving(alpha: bool) -> Animation:
     frames = []
     for step in range(4):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -385,6 +386,24 @@ def test_a_teacher_of_one_scale_and_one_for_a_fitted_picture_are_refused(store, 
         Trainer(tiny(), store, CPU).learn_from(fitted, "siren")
     with pytest.raises(UsageError, match="one picture"):
         Trainer(tiny(name="siren"), one, CPU).learn_from(Trainer(tiny(), store, CPU).exported(), "light")
+
+
+def test_a_validation_is_named_after_its_folder(photographs, tmp_path, monkeypatch):
+    folder = tmp_path / "photos.v2"
+    shutil.copytree(photographs, folder)
+    monkeypatch.chdir(folder)
+    assert [Validator(Path(given), Validation()).name for given in (folder, ".", "0.png")] == ["photos.v2"] * 2 + ["0"]
+
+
+def test_too_little_memory_to_score_names_what_to_set(store, photographs, tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise MemoryBudgetError("choose a smaller output")
+
+    monkeypatch.setattr(Validator, "scores", refuse)
+    config = tiny("iterations=1", "validation.scales=[2]")
+    with pytest.raises(MemoryBudgetError, match=r"validation\.crop"):
+        run_training(Trainer(config, store, CPU), tmp_path, validator=Validator(photographs, config.validation))
+    assert (tmp_path / STATE).exists()
 
 
 def test_parts_that_do_not_divide_are_refused(store):

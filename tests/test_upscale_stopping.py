@@ -18,6 +18,7 @@ from conftest import THOROUGH, TINY, photo, save
 from PIL import Image
 
 from liif_cli.cli import stopping
+from liif_cli.cli.batch_report import Report
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and forks are POSIX")
 
@@ -225,6 +226,13 @@ def test_a_pipe_that_stays_silent_does_not_keep_it_from_stopping(nursery: Nurser
         "liif: 2 pictures: 1 written, 1 not tried; run it again with --skip-existing to go on",
         "liif: interrupted",
     ]
+
+
+def test_one_who_overwrites_is_not_told_to_skip(capsys: pytest.CaptureFixture[str]) -> None:
+    for overwrite in (False, True):
+        how = {"as_json": False, "quiet": False, "verbose": False, "picture_to_stdout": False}
+        Report(2, model="default", **how).interrupted(overwrite=overwrite)
+        assert ("--skip-existing" in capsys.readouterr().err) != overwrite
 
 
 def test_a_reader_who_leaves_early_ends_it_quietly(nursery: Nursery, tmp_path: Path) -> None:

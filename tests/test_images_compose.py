@@ -1,10 +1,13 @@
 """What the network is shown and what becomes of its answers: no fringe, no tint, no lost level."""
 
+import sys
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from liif_cli.images import Picture, compose, layers
+from liif_cli.images import Picture, compose, layers, layers_bytes
 from liif_cli.upscaler import load
 
 
@@ -145,3 +148,36 @@ def test_the_network_s_answer_is_not_changed() -> None:
     before = [result.copy() for result in results]
     compose(picture, results)
     assert all(np.array_equal(one, other) for one, other in zip(results, before, strict=True))
+
+
+def test_what_is_hidden_is_filled_alike_in_one_strip_and_in_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    for size in ((40, 33), (41, 30), (1, 9), (7, 1)):
+        pixels = random.integers(0, 256, (*size, 4), dtype=np.uint8)
+        pixels[..., 3] = np.where(random.random(size) < 0.7, 0, 200)
+        pixels[0, 0, 3] = 255
+        whole = layers(Picture(pixels))[0]
+        monkeypatch.setattr(sys.modules["liif_cli.images.compose"], "_STRIP_ROWS", 6)
+        assert np.array_equal(layers(Picture(pixels))[0], whole)
+        monkeypatch.undo()
+        visible = pixels[..., 3] > 0
+        assert np.array_equal(whole[visible], pixels[visible][:, :3])
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(4, np.uint8), (4, np.uint16), (2, np.uint8), (1, np.uint8)])
+def test_layers_take_no_more_than_they_are_said_to(channels: int, dtype: type) -> None:
+    """Arrays alone are counted here; Pillow's planes take 3 bytes a pixel more."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1500, 1000, channels)).astype(dtype)
+    pixels[200:900, 100:900] = 0
+    picture = Picture(pixels)
+    tracemalloc.start()
+    try:
+        shown = layers(picture)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    said = layers_bytes(picture)
+    assert sum(layer.nbytes for layer in shown) <= peak + 2**16
+    held = peak + (3 * 1500 * 1000 if channels == 4 else 0)
+    assert held <= said + 2**22
+    assert channels == 2 or held > 0.5 * said

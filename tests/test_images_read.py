@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from liif_cli.errors import InputError
-from liif_cli.images import Picture, from_array, from_pil, read, read_header, to_array, to_pil, write
+from liif_cli.images import Picture, from_array, from_pil, read, read_animation, read_header, to_array, to_pil, write
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -496,3 +496,73 @@ def test_picture_answers() -> None:
     assert picture.is_grey
     assert picture.has_alpha
     assert picture.constant_alpha == 0
+
+
+def heavy_png() -> bytes:
+    padded = SRGB + np.random.default_rng(0).bytes(1_500_000 - len(SRGB) % 4)
+    long = struct.pack(">I", len(padded)) + padded[4:]  # a profile begins with its length
+    return png(corners(), chunk(b"iCCP", b"name\0\0" + zlib.compress(long)))
+
+
+def test_a_png_with_much_beside_its_pixels_has_a_header_and_no_frames() -> None:
+    before = PngImagePlugin.MAX_TEXT_CHUNK
+    content = heavy_png()
+    assert read_header(io.BytesIO(content)).size == (24, 40)
+    assert read_animation(content) is None
+    assert before == PngImagePlugin.MAX_TEXT_CHUNK
+
+
+@pytest.mark.parametrize(("depth", "shade"), [(1, 1), (2, 3), (2, 1), (4, 15), (4, 7), (8, 7)])
+def test_the_transparent_shade_of_few_bits_is_transparent(depth: int, shade: int) -> None:
+    """Eight pixels, two of them of that shade."""
+    greatest = 2**depth - 1
+    shades = [0 if shade else greatest, shade, *[0 if shade else greatest] * 5, shade]
+    bits = "".join(f"{value:0{depth}b}" for value in shades)
+    row = bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8))
+    header = struct.pack(">IIBBBBB", 8, 1, depth, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"tRNS", struct.pack(">H", shade))
+    body += chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    picture = read(b"\x89PNG\r\n\x1a\n" + body)
+    assert picture.channels == 2
+    assert picture.alpha is not None
+    assert (picture.alpha[0] == 0).tolist() == [value == shade for value in shades]
+
+
+def test_a_tiff_that_begins_with_a_preview_is_refused_and_one_that_is_a_preview_is_not(tmp_path: Path) -> None:
+    small, large = corners(12, 20), corners(48, 80)
+    raw, alone = tmp_path / "camera.nef", tmp_path / "alone.tif"
+    with tifffile.TiffWriter(raw) as file:
+        file.write(small, photometric="rgb", subfiletype=1)
+        file.write(large, photometric="rgb")
+    tifffile.imwrite(alone, small, photometric="rgb", subfiletype=1)
+    for look in (read, read_header):
+        with pytest.raises(InputError, match=r"camera.nef: begins with a preview, as camera raws do; develop it"):
+            look(raw)
+    assert read(alone).size == (12, 20)
+    assert read_header(alone).size == (12, 20)
+    below = tmp_path / "below.dng"  # what raws have it like: the picture is in a directory below
+    with tifffile.TiffWriter(below) as file:
+        file.write(small, photometric="rgb", subfiletype=1, subifds=1)
+        file.write(large, photometric="rgb")
+    with pytest.raises(InputError, match="begins with a preview"):
+        read(below)
+
+
+def test_cmyk_with_a_fifth_channel_is_refused_rather_than_made_opaque(tmp_path: Path) -> None:
+    path = tmp_path / "five.tif"
+    tifffile.imwrite(path, np.zeros((6, 7, 5), np.uint8), photometric="separated", extrasamples=["unassalpha"])
+    with pytest.raises(InputError, match=r"five.tif: has 5 channels; flatten it to CMYK"):
+        read(path)
+
+
+def test_what_announces_more_behind_the_picture_is_left_out_of_xmp() -> None:
+    xmp = (
+        b'<rdf:Description tiff:Orientation="1" hdrgm:Version="1.0" GCamera:MotionPhoto="1"'
+        b" GCamera:MotionPhotoVersion='1' dc:format='image/jpeg'>\n<Container:Directory><rdf:Seq><rdf:li"
+        b' Item:Semantic="GainMap"/></rdf:Seq></Container:Directory><hdrgm:GainMapMax>3</hdrgm:GainMapMax>'
+        b"<dc:title>Sea</dc:title></rdf:Description>"
+    )
+    picture = read(encode(Image.fromarray(corners()), "JPEG", xmp=xmp))
+    assert picture.xmp == (
+        b"<rdf:Description tiff:Orientation=\"1\" dc:format='image/jpeg'>\n<dc:title>Sea</dc:title></rdf:Description>"
+    )

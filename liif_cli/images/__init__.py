@@ -5,10 +5,10 @@ The only place of file formats and of rounding. Sizes are (height, width), array
 
 from liif_cli.images.animation import MOVING, Animation, check_animation, read_animation, write_animation
 from liif_cli.images.arrays import from_array, to_array
-from liif_cli.images.compose import compose, layers
+from liif_cli.images.compose import compose, layers, layers_bytes
 from liif_cli.images.fit import fitted
-from liif_cli.images.formats import FORMATS, Format, check_output, format_of
-from liif_cli.images.header import Header, read_header
+from liif_cli.images.formats import FORMATS, Format, check_output, format_of, tiles_folder
+from liif_cli.images.header import Header, may_move, read_header
 from liif_cli.images.picture import Picture
 from liif_cli.images.pillow import from_pil, to_pil
 from liif_cli.images.read import DEFAULT_MAX_PIXELS, EXTENSIONS, read
@@ -32,10 +32,13 @@ __all__ = [
     "from_array",
     "from_pil",
     "layers",
+    "layers_bytes",
+    "may_move",
     "open_writer",
     "read",
     "read_animation",
     "read_header",
+    "tiles_folder",
     "to_array",
     "to_pil",
     "write",

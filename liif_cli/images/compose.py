@@ -12,6 +12,8 @@ from PIL import Image
 
 from liif_cli.images.picture import Array, Picture, full_scale
 
+_STRIP_ROWS = 256  # an even number
+
 
 def layers(picture: Picture) -> list[Array]:
     """Return the one or two images, each (H, W, 3), contiguous and in the pixels' own type, that the network enlarges:
@@ -21,33 +23,56 @@ def layers(picture: Picture) -> list[Array]:
     return [_three(_continued(picture.colour, picture.alpha > 0)), _three(picture.alpha[..., None])]
 
 
+def layers_bytes(picture: Picture) -> int:
+    """What `layers` takes beside the picture, at most, while it works: copies of grey and of what is transparent, and
+    for the second a quarter of the pixels in float32 a few times over."""
+    if picture.channels == 3:
+        return 0
+    sample = picture.pixels.itemsize
+    alpha = picture.has_alpha and picture.constant_alpha is None
+    return picture.size[0] * picture.size[1] * (6 * sample + 22 if alpha else 3 * sample)
+
+
 def _continued(colour: Array, visible: Array) -> Array:
     """Replace what is not visible (H, W) of colour (H, W, C) by a smooth continuation of what is."""
     if visible.all():
         return colour
-    filled = _pull_push(colour.astype(np.float32), visible.astype(np.float32))
-    if np.issubdtype(colour.dtype, np.integer):
-        filled = np.floor(filled + np.float32(0.5))
-    return np.where(visible[..., None], colour, filled.astype(colour.dtype))
+    filled = colour.copy()
+    if max(visible.shape) > 1:
+        _pull_push(filled, visible)
+    return filled
 
 
-def _pull_push(colour: Array, weight: Array) -> Array:
-    """Fill in where weight (H, W) lacks to 1 by what half the resolution, filled in the same way, has there.
+def _pull_push(colour: Array, weight: Array) -> None:
+    """Fill in, in place, where weight (H, W), in [0, 1], lacks to 1 by what half the resolution, filled in the same
+    way, has there. In strips, so that nothing of this resolution is held in float32 that was not before.
 
-    Gortler and others, "The lumigraph", 1996, section 3.4. Both arrays are float32.
+    Gortler and others, "The lumigraph", 1996, section 3.4. ``colour`` (H, W, C) may be of integers.
     """
     height, width = weight.shape
-    if max(height, width) == 1 or weight.min() == 1:
-        return colour
-    weighted = colour * weight[..., None]
-    total = _halved(weight[..., None])
-    half = _halved(weighted) / np.where(total > 0, total, 1)
-    coarse = _pull_push(half, np.minimum(4 * total[..., 0], 1))
-    size = (2 * coarse.shape[1], 2 * coarse.shape[0])
-    for channel in range(colour.shape[2]):
-        plane = Image.fromarray(np.ascontiguousarray(coarse[..., channel])).resize(size, Image.Resampling.BILINEAR)
-        weighted[..., channel] += np.asarray(plane)[:height, :width] * (1 - weight)
-    return weighted
+    strips = [slice(top, min(top + _STRIP_ROWS, height)) for top in range(0, height, _STRIP_ROWS)]
+    halves, totals = [], []
+    for rows in strips:
+        part = weight[rows, :, None].astype(np.float32)
+        total = _halved(part)
+        halves.append(_halved(colour[rows] * part) / np.where(total > 0, total, 1))
+        totals.append(np.minimum(4 * total[..., 0], 1))
+    coarse, total = np.concatenate(halves), np.concatenate(totals)
+    del halves, totals
+    if max(total.shape) > 1 and total.min() < 1:
+        _pull_push(coarse, total)
+    planes = [Image.fromarray(np.ascontiguousarray(coarse[..., channel])) for channel in range(colour.shape[2])]
+    for rows in strips:
+        part = weight[rows].astype(np.float32)
+        even = rows.stop + rows.stop % 2
+        box = (0, rows.start / 2, planes[0].width, even / 2)
+        size = (2 * planes[0].width, even - rows.start)
+        for channel, plane in enumerate(planes):
+            finer = np.asarray(plane.resize(size, Image.Resampling.BILINEAR, box))[: len(part), :width]
+            filled = colour[rows, :, channel] * part + finer * (1 - part)
+            if np.issubdtype(colour.dtype, np.integer):
+                filled = np.floor(filled + np.float32(0.5))
+            colour[rows, :, channel] = filled
 
 
 def _halved(values: Array) -> Array:

@@ -1,6 +1,7 @@
 """What a picture file says of itself, without decoding its pixels."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -14,10 +15,12 @@ from liif_cli.images.read import (
     LUMINANCE_AND_COLOUR,
     Opened,
     Source,
+    brands,
     check_pixels,
     decoding,
     is_tiff,
     opened,
+    png_depth,
     recognise,
     tiff_info,
 )
@@ -63,6 +66,18 @@ def read_header(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) 
         return header
 
 
+def may_move(path: Path) -> bool:
+    """Whether an ordinary file may be an animation, by its first bytes alone: Pillow reads WebP and AVIF to the end."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+    except OSError:
+        return False
+    if head[8:12] == b"WEBP":
+        return head[12:16] == b"VP8X" and bool(head[20] & 2)
+    return head[4:8] != b"ftyp" or b"avis" in brands(head)
+
+
 def _by_pillow(file: Opened) -> Header:
     with recognise(file) as image:
         kind = str(image.format)
@@ -73,7 +88,7 @@ def _by_pillow(file: Opened) -> Header:
         if (frames == 1 or kind == "AVIF") and metadata.orientation(raw_exif(image), raw_xmp(image.info)) >= 5:
             height, width = width, height
         # Of moving pictures Pillow reads the upper eight bits.
-        deep = frames == 1 and (image.mode in _DEEP_MODES or (kind == "PNG" and file.head(25)[24] == 16))
+        deep = frames == 1 and (image.mode in _DEEP_MODES or (kind == "PNG" and png_depth(file) == 16))
         return Header((height, width), _channels(image), 16 if deep else 8, "JPEG" if kind == "MPO" else kind, frames)
 
 

@@ -1,8 +1,7 @@
 """EXIF and XMP after the picture was turned upright or enlarged: what would now be false is mended, all else kept.
 
 EXIF is a small TIFF file: directories of 12-byte entries (tag, type, count, value or offset). It is mended in place,
-byte
-for byte, because writing it anew breaks the offsets inside makers' notes.
+byte for byte, because writing it anew breaks the offsets inside makers' notes.
 """
 
 import re
@@ -130,9 +129,19 @@ _XMP_WIDTH = _xmp_field(rb"(?:exif:PixelXDimension|tiff:ImageWidth)")
 _XMP_HEIGHT = _xmp_field(rb"(?:exif:PixelYDimension|tiff:ImageLength)")
 
 
+# What announces a gain map or a film behind a telephone's picture, which do not come along: hdrgm:Version="1.0",
+# GCamera:MotionPhoto="1", <Container:Directory>...</Container:Directory>.
+_BEHIND = rb"(?:hdrgm:\w+|(?:GCamera|Camera):(?:MotionPhoto|MicroVideo)\w*|(?:GContainer|Container):Directory)"
+_XMP_BEHIND = re.compile(
+    rb"\s" + _BEHIND + rb"\s*=\s*(?:\"[^\"]*\"|'[^']*')|<(?P<name>" + _BEHIND + rb")\b(?:[^>]*/>|.*?</(?P=name)\s*>)",
+    re.DOTALL,
+)
+
+
 def upright_xmp(xmp: bytes | None) -> bytes | None:
-    """Return the XMP packet with orientation 1."""
-    return _XMP_ORIENTATION.sub(rb"\g<before>1", xmp) if xmp else None
+    """Return the XMP packet of what was read alone: with orientation 1, without what announces more behind the
+    picture."""
+    return _XMP_BEHIND.sub(b"", _XMP_ORIENTATION.sub(rb"\g<before>1", xmp)) if xmp else None
 
 
 def resized_xmp(xmp: bytes | None, size: tuple[int, int]) -> bytes | None:

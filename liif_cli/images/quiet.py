@@ -2,7 +2,7 @@
 
 Pillow warns through `warnings`, whose filters belong to the whole process and are not safe to swap from several
 threads. So the first reader in silences and the last one out restores, under a lock that is held only for that
-moment.
+moment. The same goes for how much Pillow lets a chunk of a PNG file unpack to.
 """
 
 import contextlib
@@ -13,9 +13,11 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from PIL import PngImagePlugin
+
 _lock = threading.Lock()
 _inside = 0
-_silence: Any = None
+_outside: contextlib.ExitStack | None = None  # what the last one out restores
 
 # Without any handler Python prints a library's warnings to stderr as a last resort; a program's own handlers still
 # work.
@@ -26,21 +28,24 @@ for _name in ("PIL", "pyvips"):
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Ignore warnings inside the block, in every thread that is inside one; restore the filters after the last."""
-    global _inside, _silence
+    global _inside, _outside
     with _lock:
         _inside += 1
         if _inside == 1:
-            _silence = warnings.catch_warnings()
-            _silence.__enter__()
+            _outside = contextlib.ExitStack()
+            _outside.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
+            # Pillow takes a profile or text of more than 1 MB for an attack, and printers' profiles are larger.
+            _outside.callback(setattr, PngImagePlugin, "MAX_TEXT_CHUNK", PngImagePlugin.MAX_TEXT_CHUNK)
+            PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     try:
         yield
     finally:
         with _lock:
             _inside -= 1
-            if _inside == 0 and _silence is not None:
-                _silence.__exit__(None, None, None)
-                _silence = None
+            if _inside == 0 and _outside is not None:
+                _outside.close()
+                _outside = None
 
 
 _vips: Any = None

@@ -86,24 +86,15 @@ def read(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Pict
     with opened(source) as file, quiet():
         if is_tiff(file):
             return _read_tiff(file, max_pixels)
-        try:
-            return _read_by_pillow(file, max_pixels)
-        except InputError as error:
-            if "MAX_TEXT_" in str(error.__cause__):
-                return _read_heavy_png(file, max_pixels)
-            raise
-
-
-def _read_by_pillow(file: Opened, max_pixels: int | None) -> Picture:
-    with recognise(file) as image:
-        check_pixels(file.name, image.size[0] * image.size[1], max_pixels)
-        with decoding(file.name):
-            image.load()
-            if image.format == "PNG" and file.head(25)[24] == 16:  # the depth in the header chunk
-                return _read_deep_png(file, image)
-            # Telephones put a second picture behind the first and call it MPO; the first is plain JPEG.
-            name = "JPEG" if image.format == "MPO" else str(image.format)
-            return _lossless_webp(picture_of(image, file.name, name), file)
+        with recognise(file) as image:
+            check_pixels(file.name, image.size[0] * image.size[1], max_pixels)
+            with decoding(file.name):
+                image.load()
+                if image.format == "PNG" and png_depth(file) == 16:
+                    return _read_deep_png(file, image)
+                # Telephones put a second picture behind the first and call it MPO; the first is plain JPEG.
+                name = "JPEG" if image.format == "MPO" else str(image.format)
+                return _lossless_webp(picture_of(image, file.name, name), file)
 
 
 @contextlib.contextmanager
@@ -161,6 +152,11 @@ def decoding(name: str) -> Iterator[None]:
         raise InputError(f"{name}: is damaged and cannot be decoded ({words[:120] or type(error).__name__})") from error
 
 
+def png_depth(file: Opened) -> int:
+    """Bits a sample, as the header chunk of a PNG file has it."""
+    return file.head(25)[24]
+
+
 def is_tiff(file: Opened) -> bool:
     """Whether a file begins as TIFF files do."""
     return file.head(4) in _TIFF_STARTS
@@ -172,7 +168,7 @@ def recognise(file: Opened) -> Image.Image:
     Pillow's own `open` would refuse or warn by a limit of the whole process; here the caller's limit holds.
     """
     prefix = file.head(16)
-    heic = bool(_brands(file) & _HEIC_BRANDS)
+    heic = bool(brands(file.head(256)) & _HEIC_BRANDS)
     if heic:
         _register_heic(file)
     for name in ("HEIF",) if heic else _BY_PILLOW:
@@ -181,15 +177,19 @@ def recognise(file: Opened) -> Image.Image:
             continue
         file.stream.seek(0)
         with decoding(file.name):
-            return factory(file.stream, str(file.path or ""))
+            image: Image.Image = factory(file.stream, str(file.path or ""))
+            # Pillow spreads grey of 2 and 4 bits over 8, but not the shade that is meant to be transparent.
+            if image.format == "PNG" and image.mode == "L" and isinstance(shade := image.info.get("transparency"), int):
+                image.info["transparency"] = shade * 255 // (2 ** min(png_depth(file), 8) - 1)
+            return image
     if heic:
         raise InputError(f"{file.name}: is a HEIC picture; install the reader with: pip install pillow-heif")
     raise InputError(f"{file.name}: is not a picture liif can read (PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, HEIC)")
 
 
-def _brands(file: Opened) -> set[bytes]:
-    """What a file of the ISO kind says it is compatible with: HEIC and AVIF may both begin as the general "mif1"."""
-    head = file.head(256)
+def brands(head: bytes) -> set[bytes]:
+    """What a file of the ISO kind says, in its first bytes, it is compatible with: HEIC and AVIF may both begin as the
+    general "mif1"."""
     if head[4:8] != b"ftyp":
         return set()
     end = min(len(head), int.from_bytes(head[:4], "big"))
@@ -219,23 +219,7 @@ def _read_deep_png(file: Opened, image: Image.Image) -> Picture:
     """Read the pixels of a 16-bit PNG file; `image`, loaded, knows the metadata, which may lie behind them."""
     with decoding(file.name):
         pixels = _vips_array(file.vips_image())
-    info: dict[Any, Any] = dict(image.info)
-    info["exif"] = raw_exif(image)
-    return _png(pixels, info)
-
-
-def _read_heavy_png(file: Opened, max_pixels: int | None) -> Picture:
-    """Read a PNG file with a profile or text too long for Pillow, which takes more than 1 MB for an attack."""
-    with decoding(file.name):
-        image = file.vips_image()
-        check_pixels(file.name, image.width * image.height, max_pixels)
-        fields = {"icc_profile": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data"}
-        info = {name: bytes(image.get(field)) for name, field in fields.items() if image.get_typeof(field)}
-        return _png(_vips_array(image), info)
-
-
-def _png(pixels: Array, info: dict[Any, Any]) -> Picture:
-    exif, xmp = info.get("exif"), raw_xmp(info)
+    exif, xmp, info = raw_exif(image), raw_xmp(image.info), image.info
     return Picture(
         pixels=turned(pixels, metadata.orientation(exif, xmp)),
         icc=matching_profile(info.get("icc_profile"), pixels),
@@ -247,11 +231,14 @@ def _png(pixels: Array, info: dict[Any, Any]) -> Picture:
 
 
 def tiff_info(file: Opened) -> dict[str, Any]:
-    """Return `metadata_of` a TIFF file, as far as it can be read. Raises InputError for one of several pages."""
+    """Return `metadata_of` a TIFF file, as far as it can be read. Raises InputError for one of several pages, and for
+    one whose first page is a preview."""
     try:
         info, pages = metadata_of(file.stream), count_pages(file.stream)
     except (struct.error, ValueError, OSError, OverflowError):
         return {}  # the pixels may be whole all the same
+    if pages == 0:
+        raise InputError(f"{file.name}: begins with a preview, as camera raws do; develop it to TIFF or PNG first")
     if pages > 1:
         raise InputError(f"{file.name}: holds {pages} pages, and one would be read; split it into files of one page")
     return info
@@ -296,12 +283,12 @@ def _tiff_by_pillow(file: Opened, max_pixels: int | None) -> tuple[Array, bytes 
 def _vips_pixels(name: str, image: Any, icc: bytes | None) -> tuple[Array, bytes | None]:
     if image.format not in ("uchar", "ushort"):
         raise InputError(f"{name}: has {image.format} samples; convert it to 8 or 16 bits a channel first")
-    if image.interpretation == "cmyk" and image.bands >= 4:
-        return srgb_from_cmyk(_vips_array(image[:4]), icc)
+    if image.interpretation == "cmyk" and image.bands == 4:
+        return srgb_from_cmyk(_vips_array(image), icc)
     if image.interpretation in ("lab", "labs", "labq", "xyz"):
         image, icc = image.colourspace("rgb16"), None
     if image.bands > 4:
-        raise InputError(f"{name}: has {image.bands} channels; {_CONVERT}")
+        raise InputError(f"{name}: has {image.bands} channels; flatten it to CMYK, RGB or RGB with transparency first")
     return _vips_array(image), icc
 
 

@@ -20,6 +20,7 @@ _DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, 
 _PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _XMP = 0x0106, 0x011A, 0x011B, 0x0128, 0x02BC
 
 _PAGE_TAGS = _SUBFILE, _WIDTH, _HEIGHT = 0x00FE, 0x0100, 0x0101
+_SUBDIRECTORIES = 0x014A
 _REDUCED, _MASK = 1, 4  # bits of the subfile's type
 _MOST_DIRECTORIES = 100  # that are looked at: a hostile file may have no end of them
 
@@ -100,22 +101,27 @@ def metadata_of(file: BinaryIO) -> dict[str, Any]:
 
 
 def count_pages(file: BinaryIO) -> int:
-    """Return how many pictures a TIFF file holds one after another, without its previews and reduced copies.
+    """Return how many pictures a TIFF file holds one after another, without its previews and reduced copies; 0 where it
+    begins with a preview of what comes later, as camera raws do.
 
     Raises struct.error, ValueError or OSError for a damaged file.
     """
     layout, at = _header(file)
     seen: set[int] = set()
     sizes: list[tuple[float, float]] = []
+    first, following = _entries(file, layout, at)
+    leads_on = following or any(tag == _SUBDIRECTORIES for tag, _ in first)
     while at and at not in seen and len(seen) < _MOST_DIRECTORIES:
         seen.add(at)
         tags = _tags_at(file, layout, at, _PAGE_TAGS)
         kind, width, height = ((tags[tag].numbers() or [0])[0] if tag in tags else 0 for tag in _PAGE_TAGS)
         if not int(kind) & (_REDUCED | _MASK):
             sizes.append((width, height))
+        elif len(seen) == 1 and leads_on:
+            return 0
         at = _entries(file, layout, at)[1]
     # Some previews are not marked as such.
-    return sum(2 * width >= sizes[0][0] and 2 * height >= sizes[0][1] for width, height in sizes)
+    return max(1, sum(2 * width >= sizes[0][0] and 2 * height >= sizes[0][1] for width, height in sizes))
 
 
 def graft_exif(file: BinaryIO, exif: bytes) -> None:

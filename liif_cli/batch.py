@@ -22,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +41,7 @@ from liif_cli.images import (
     check_output,
     fitted,
     format_of,
+    layers_bytes,
     open_writer,
     read,
     read_animation,
@@ -71,6 +72,7 @@ QUEUED_BANDS = 2
 AHEAD_SHARE = 1 / 16
 # How often a thread that waits for another looks whether that one has given up.
 LOOK_S = 0.1
+SHORT_S = 1.0  # a longer wait at the end is told of
 
 
 class Result(NamedTuple):
@@ -97,6 +99,9 @@ class Listener(Protocol):
 
     def painted(self, job: Job, share: float) -> None:
         """About so much of the work with it, in [0, 1], is done."""
+
+    def finishing(self, job: Job) -> None:
+        """The batch ends, and waits for one that was painted to be written."""
 
     def finished(self, result: Result) -> None:
         """It was written, was there already, or failed."""
@@ -141,10 +146,10 @@ class _Batch:
         for number, job in enumerate(jobs):
             assert upcoming is not None
             self.listener.started(job)
-            picture = upcoming.result()
+            picture = _waited(upcoming)
             if isinstance(picture, _Later):
                 self.collect(leave=0)
-                picture = self.read(job, ahead=False).result()
+                picture = _waited(self.read(job, ahead=False))
             upcoming = self.read(jobs[number + 1]) if number + 1 < len(jobs) else None
             self.paint(job, picture)
             del picture
@@ -197,7 +202,7 @@ class _Batch:
     def collect(self, leave: int) -> None:
         """Report what is written; wait until at most ``leave`` pictures are not."""
         while self.paintings and (len(self.paintings) > leave or self.paintings[0][1].done()):
-            result = self.paintings[0][1].result()
+            result = _waited(self.paintings[0][1])
             self.paintings.popleft()
             self.report(result)
 
@@ -213,6 +218,9 @@ class _Batch:
         # The writer is waited for, because it tidies up; the reader is not, because it may wait for a pipe for ever.
         self.reader.close()
         self.writer.close()
+        whole = {future: painting.task.job for painting, future in self.paintings if painting.complete}
+        for future in wait(whole, timeout=SHORT_S).not_done:
+            self.listener.finishing(whole[future])
         self.writer.join()
         for painting, future in self.paintings:
             if painting.complete and future.done() and future.exception() is None:
@@ -250,6 +258,13 @@ class _Worker:
             except BaseException as error:
                 future.set_exception(error)
             del do, future, task  # they hold a picture, and the next task may be long in coming
+
+
+def _waited(future: Future[T]) -> T:
+    """What a future comes to; waits in short steps, so that signals are heard on Windows, too."""
+    while not future.done():
+        wait([future], timeout=LOOK_S)
+    return future.result()
 
 
 def _done(value: T) -> Future[T]:
@@ -359,6 +374,8 @@ class _Painting:
         on_host = upscaler.device.type == "cpu"
         if limit_process and on_host:
             total = int(within_process(total) * (1 - AHEAD_SHARE))
+        if on_host:
+            total = max(0, total - layers_bytes(like))
         host = total if on_host else min(default_bytes(torch.device("cpu")), upscaler.memory_bytes or MOST_BYTES)
         self.writer_bytes = int(host * WRITER_SHARE)
         self.engine_bytes = total - self.writer_bytes if on_host else total
@@ -527,7 +544,9 @@ def _destination(task: _Task, options: Options, *, deliver: bool = True) -> Iter
         try:
             yield path
         except LiifError as error:
-            raise type(error)(str(error).replace(str(path), "standard output")) from error
+            words = str(error).replace(str(path), "standard output")
+            elsewhere = f"name with TMPDIR another folder than {folder.parent}, where it waits to be whole"
+            raise type(error)(words.replace("name another folder", elsewhere)) from error
         if deliver:
             _deliver(path)
 

@@ -19,6 +19,7 @@ from liif_cli.errors import OutputError
 _LONGEST_STEM_BYTES = 200
 # What only writing meets, so that it is about the file that is being written.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+UNWRITABLE = _NO_ROOM | {errno.EIO}  # what streams meet
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ plan depends on them.
 
 from __future__ import annotations
 
+import codecs
 import glob
 import io
 import os
@@ -27,8 +28,10 @@ from liif_cli.images import (
     check_output,
     fitted,
     format_of,
+    may_move,
     read,
     read_header,
+    tiles_folder,
 )
 from liif_cli.upscaler import Sizing
 
@@ -123,6 +126,9 @@ class Plan(NamedTuple):
 
 def listed(content: bytes) -> list[Path]:
     """The paths in a list, one a line, or separated by zero bytes as ``find -print0`` has them."""
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes them
+        content = content.decode("utf-16", errors="replace").encode()
     separator = b"\0" if b"\0" in content else b"\n"
     lines = (line.removesuffix(b"\r") if separator == b"\n" else line for line in content.split(separator))
     return [_plain(os.fsdecode(line)) for line in lines if line.strip()]
@@ -178,8 +184,9 @@ def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> Fou
     others: list[Path] = []
     unreadable: list[OSError] = []
     for folder, folders, names in os.walk(path, onerror=unreadable.append):
-        # Hidden folders hold thumbnails and the like.
-        kept = [name for name in sorted(folders) if recursive and not name.startswith(".")]
+        # Hidden folders hold thumbnails and the like, those of DeepZoom pictures tiles.
+        tiles = {tiles_folder(Path(name)).name for name in names if name.lower().endswith(".dzi")}
+        kept = [name for name in sorted(folders) if recursive and not name.startswith(".") and name not in tiles]
         folders[:] = [name for name in kept if apart is None or _place(Path(folder, name)) != _place(apart)]
         items = [Path(folder, name) for name in sorted(names)]
         others += filter(_is_of_another_kind, items)
@@ -260,18 +267,27 @@ def _is_folder(output: Path, sources: Sequence[Source], options: Options) -> boo
 def _job(source: Source, exact: Path | None, options: Options) -> Job:
     output = options.output
     folder = source.path.parent if output is None else output / source.below
-    extension = f".{options.format.lstrip('.').lower()}" if options.format else _natural_extension(source)
+    if options.format:
+        extension: str | None = _extension(options.format)
+    else:
+        extension = _natural_extension(source) if exact in (None, STANDARD) else ".png"  # which exact names make idle
     if source.path == STANDARD:
         return Job(source, folder, "stdin", extension or (None if exact == STANDARD else ".png"), exact)
     return Job(source, folder, source.path.stem, extension or ".png", exact)
 
 
+def _extension(wanted: str) -> str:
+    asked, known = f".{wanted.lstrip('.').lower()}", format_of(Path(), wanted).extensions
+    return asked if asked in known else known[0]
+
+
 def _natural_extension(source: Source) -> str | None:
     if source.path == STANDARD:
         return None
-    if source.path.suffix.lower() in _MAY_MOVE and source.problem is None and is_file(source.path):
+    path = source.path
+    if path.suffix.lower() in _MAY_MOVE and source.problem is None and is_file(path) and may_move(path):
         try:
-            header = read_header(source.path, max_pixels=None)
+            header = read_header(path, max_pixels=None)
         except InputError:
             return ".png"  # it will be reported at its turn
         if header.frames > 1:
@@ -281,12 +297,12 @@ def _natural_extension(source: Source) -> str | None:
 
 def _without_outputs(jobs: list[Job], options: Options) -> Plan:
     label = rf"(?:x[\d.]+|\d+x\d+){_A_BOX}?"
-    made = {(_place(job.folder), job.stem, job.extension) for job in jobs if job.exact is None}
+    made = {(_place(job.folder), job.stem) for job in jobs if job.exact is None}
 
     def is_output(job: Job) -> bool:
         path = job.source.path
         match = re.fullmatch(rf"(.+)_{label}", path.stem)
-        return match is not None and (_place(path.parent), match[1], path.suffix.lower()) in made
+        return match is not None and (_place(path.parent), match[1]) in made
 
     left_out = [job.source.path for job in jobs if is_output(job)]
     return Plan([job for job in jobs if not is_output(job)], left_out)

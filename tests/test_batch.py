@@ -14,7 +14,7 @@ from conftest import TINY, photo, save
 from liif_cli import batch, jobs, upscaler
 from liif_cli.cli.batch_report import Report
 from liif_cli.errors import InputError, LiifError, MemoryBudgetError, OutputError
-from liif_cli.images import Picture
+from liif_cli.images import Picture, layers_bytes
 
 
 class Log:
@@ -33,6 +33,9 @@ class Log:
 
     def painted(self, job: jobs.Job, share: float) -> None:
         self.say(f"paint {job.source.path.stem} {share:.2f}")
+
+    def finishing(self, job: jobs.Job) -> None:
+        self.say(f"finish {job.source.path.stem}")
 
     def finished(self, result: batch.Result) -> None:
         self.say(f"{'fail' if result.error else 'done'} {result.source.stem}")
@@ -248,6 +251,24 @@ def test_what_was_painted_is_still_written_and_reported(folder: Path) -> None:
     assert log.events[-1] == "done a"
 
 
+def test_a_long_wait_for_what_only_has_to_be_written_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def first(picture: Picture, number: int) -> None:
+        if picture.size[0] == 11:
+            raise KeyboardInterrupt
+
+    def write(self: Any, path: Path, picture: Picture) -> None:
+        plain(self, path, picture)
+        time.sleep(0.3)
+
+    plain = batch._Painting._write_picture
+    monkeypatch.setattr(batch._Painting, "_write_picture", write)
+    monkeypatch.setattr(batch, "SHORT_S", 0.01)
+    log = Log()
+    with pytest.raises(KeyboardInterrupt):
+        go("abc", Painter(2, first), log)
+    assert log.events[-2:] == ["finish a", "done a"]
+
+
 def test_large_pictures_are_not_read_ahead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
     reading = batch.read
@@ -278,6 +299,29 @@ def test_memory_for_the_whole_process(folder: Path) -> None:
     assert result.error is None
 
 
+def test_memory_for_the_whole_process_counts_what_transparency_takes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in use, and room enough for the picture, its layers apart."""
+    save(folder / "a.png", photo(1200, 1000, 4))
+    budgets = []
+    opened = upscaler.Upscaler.open
+
+    def look(self: Any, picture: Picture, budget_bytes: int, **options: Any) -> Any:
+        budgets.append(budget_bytes)
+        return opened(self, picture, budget_bytes, **options)
+
+    monkeypatch.setattr(upscaler.Upscaler, "open", look)
+    monkeypatch.setattr(batch, "layers_bytes", lambda picture: 0)
+    monkeypatch.setattr(batch, "within_process", lambda total: total)
+    engine = upscaler.load(TINY, memory="1G", device="cpu")
+    go("a", engine, limit_process=True, overwrite=True)
+    monkeypatch.setattr(batch, "layers_bytes", layers_bytes)
+    go("a", engine, limit_process=True, overwrite=True)
+    taken = (budgets[0] - budgets[1]) / (1 - batch.WRITER_SHARE)
+    assert taken == pytest.approx(1200 * 1000 * (6 + 22), rel=0.01)
+
+
 def test_nothing_to_do() -> None:
     assert batch.run([], Painter(), jobs.Options(upscaler.Sizing(scale=2.0)), Log()) == []
 
@@ -289,7 +333,7 @@ def test_the_bar_never_goes_back(folder: Path) -> None:
     for job, share in ((first, 0.5), (first, 1.0), (second, 0.1), (second, 0.9)):  # the first is still being written
         report.painted(job, share)
         seen.append(report.progress.tasks[0].completed)
-    assert seen == [0.5, 1.0, 1.0, 1.0]
+    assert seen == [0.5, 0.99, 0.99, 0.99]  # it is whole when it is written
     for path in (first.source.path, second.source.path):
         report.finished(batch.Result(path, None, None, None, 0.0, error=InputError("no")))
         seen.append(report.progress.tasks[0].completed)

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -435,6 +436,17 @@ def test_a_full_disk_exits_5_and_leaves_nothing(
     (line,) = ran.err.splitlines()
     assert "disk" in line
     assert list(small_disk.iterdir()) == []
+
+
+def test_a_full_folder_of_temporary_files_is_named_with_its_remedy(
+    upscale: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liif_cli.images.formats.shutil.disk_usage", lambda path: SimpleNamespace(free=7))
+    save(tmp_path / "photo.png")
+    ran = upscale("photo.png", "--scale", "2", "-o", "-")
+    assert ran.code == 5
+    assert "standard output: about " in ran.err
+    assert f"name with TMPDIR another folder than {tempfile.gettempdir()}, where it waits to be whole" in ran.err
 
 
 def test_a_disk_that_fills_up_in_the_middle(upscale: Cli, tmp_path: Path, small_disk: Path) -> None:

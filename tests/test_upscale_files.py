@@ -12,6 +12,10 @@ import pytest
 from conftest import TINY, Cli, photo, save
 from PIL import Image
 
+from liif_cli import jobs
+from liif_cli.images import read_header
+from liif_cli.upscaler import Sizing
+
 
 def tree(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -404,3 +408,57 @@ def test_animations_too_large_to_be_held_are_refused(upscale: Cli, tmp_path: Pat
     ran = upscale("moving.gif", "--size", "30000x30000", "--memory", "3G", "--format", "png")
     assert ran.code in (4, 5)  # whichever of memory and disk is too small for it first
     assert len(ran.err.splitlines()) == 1
+
+
+def test_tiles_of_an_earlier_run_are_no_inputs(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "photos/in/a.png", photo(20, 30))
+    arguments = ["photos", "-r", "--scale", "2", "--format", "deepzoom", "--skip-existing"]
+    assert upscale(*arguments).code == 0
+    assert (tmp_path / "photos/in/a_x2.dzi").is_file()
+    before = tree(tmp_path)
+    assert any(name.startswith("photos/in/a_x2_files/") for name in before)
+    assert upscale(*arguments).code == 0
+    assert tree(tmp_path) == before
+
+
+def test_outputs_of_another_format_are_no_inputs_and_scripts_are_told(upscale: Cli, photos: Path) -> None:
+    assert upscale("photos", "--scale", "2", "--format", "jpg").code == 0
+    for arguments in (["--dry-run"], []):
+        ran = upscale("photos", "--scale", "2", "--json", *arguments)
+        assert ran.code == 0
+        told = {record["input"]: record for record in records(ran.out)}
+        assert sorted(told) == ["photos/a.jpg", "photos/a_x2.jpg", "photos/b.PNG", "photos/b_x2.jpg"]
+        assert [name for name, record in told.items() if record["skipped"]] == ["photos/a_x2.jpg", "photos/b_x2.jpg"]
+        assert told["photos/a_x2.jpg"]["output"] is None
+
+
+@pytest.mark.parametrize(
+    ("encoding", "mark"), [("utf-8", b"\xef\xbb\xbf"), ("utf-16-le", b"\xff\xfe"), ("utf-16-be", b"\xfe\xff")]
+)
+def test_lists_that_windows_wrote_are_read(upscale: Cli, tmp_path: Path, encoding: str, mark: bytes) -> None:
+    save(tmp_path / "größe.png", photo(8, 8))
+    save(tmp_path / "b.png", photo(8, 8))
+    (tmp_path / "list.txt").write_bytes(mark + "größe.png\r\nb.png\r\n".encode(encoding))
+    ran = upscale("--files-from", "list.txt", "--scale", "2")
+    assert ran.code == 0, ran.err
+    assert {"größe_x2.png", "b_x2.png"} <= set(tree(tmp_path))
+
+
+def test_still_pictures_are_not_opened_to_name_their_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow reads a WebP or AVIF file to its end where it is opened."""
+    still = [save(tmp_path / "a.webp"), save(tmp_path / "b.avif")]
+    frames = [Image.fromarray(photo(seed=seed)) for seed in range(2)]
+    moving = [tmp_path / name for name in ("c.webp", "d.avif", "e.gif", "f.png")]
+    for path in moving:
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    opened = []
+
+    def header(path: Path, **options: Any) -> Any:
+        opened.append(path)
+        return read_header(path, **options)
+
+    monkeypatch.setattr(jobs, "read_header", header)
+    options = jobs.Options(sizing=Sizing(scale=2))
+    plan = jobs.plan_jobs([jobs.Source(path) for path in (*still, *moving)], options)
+    assert opened == moving
+    assert [job.extension for job in plan.jobs] == [".png", ".png", ".webp", ".avif", ".gif", ".png"]

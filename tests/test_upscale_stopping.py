@@ -262,11 +262,22 @@ def test_a_picture_whose_reader_leaves_early(nursery: Nursery, tmp_path: Path) -
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-@pytest.mark.parametrize("options", [["-o", "-"], ["--json"], []], ids=" ".join)
-def test_standard_output_that_takes_nothing(nursery: Nursery, tmp_path: Path, options: list[str]) -> None:
-    save(tmp_path / "photo.png")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "upscale -m {tiny} photos/photo.png --scale 2 -o -",
+        "upscale -m {tiny} photos/photo.png --scale 2 --json",
+        "upscale -m {tiny} photos/photo.png --scale 2",
+        "upscale photos/photo.png --scale 2 --dry-run",
+        "eval -m {tiny} --dataset photos --scales 2",
+        "eval -m {tiny} --dataset photos --scales 2 --csv -",
+        "fetch-weights --list",
+    ],
+)
+def test_standard_output_that_takes_nothing(nursery: Nursery, tmp_path: Path, line: str) -> None:
+    save(tmp_path / "photos/photo.png", photo(40, 50))
     (tmp_path / "stdout").symlink_to("/dev/full")
-    nursery.start(tmp_path, "upscale", "-m", str(TINY), "photo.png", "--scale", "2", *options)
+    nursery.start(tmp_path, *line.format(tiny=TINY).split())
     assert nursery.end(20) == 5
     assert (tmp_path / "stderr").read_text() == (
         "liif: standard output: the disk is full; free some space or name another folder\n"

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,7 @@ from liif_cli.cli.stopping import stoppable
 from liif_cli.cli.train import train
 from liif_cli.cli.upscale import EXAMPLES, upscale
 from liif_cli.errors import LiifError
+from liif_cli.files import UNWRITABLE, cannot_write
 
 INTERRUPTED = 130
 
@@ -45,6 +47,13 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
         except BrokenPipeError:
             print("liif: stopped: whoever read the standard output has gone", file=sys.stderr)
             code = 1
+        except OSError as error:
+            # What concerns files is told where it happens; what is left is what was to be said.
+            if error.filename is not None or error.errno not in UNWRITABLE:
+                raise
+            told = cannot_write(Path("standard output"), error)
+            print(f"liif: {told}", file=sys.stderr)
+            code = told.exit_code
         _drop_unwritten()
         raise typer.Exit(code or 0)
 

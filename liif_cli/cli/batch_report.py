@@ -17,7 +17,6 @@ from rich.text import Text
 
 from liif_cli.cli import stopping
 from liif_cli.errors import LiifError, OutputError
-from liif_cli.files import cannot_write
 
 if TYPE_CHECKING:
     from liif_cli.batch import Result
@@ -69,11 +68,17 @@ class Report:
         """See ``batch.Listener``."""
         stopping.check()
         # What is painted still has to be written: a picture counts as done when it is.
-        self._advance(len(self.results) + share)
+        if share >= 1:
+            self.progress.update(self.task, description=f"writing {job.source.path.name}")
+        self._advance(len(self.results) + min(share, 0.99))
 
     def _advance(self, completed: float) -> None:
         # Never back: a picture begins while the one before it is still written.
         self.progress.update(self.task, completed=min(max(completed, self.progress.tasks[0].completed), self.count))
+
+    def finishing(self, job: Job) -> None:
+        """See ``batch.Listener``."""
+        complain(f"finishing {job.source.path.name}, which only has to be written; once more ends it at once")
 
     def finished(self, result: Result) -> None:
         """See ``batch.Listener``."""
@@ -104,7 +109,7 @@ class Report:
         if self.progress.live.is_started and sys.stdout.isatty():
             self._above(text)
         else:
-            say(text)
+            print(text, flush=True)
 
     def _complain(self, source: Path, error: Exception) -> None:
         text = words(source, error)
@@ -128,16 +133,6 @@ def _columns(count: int, *, narrow: bool) -> list[Any]:
         columns.append(BarColumn(24))
     columns.append(MofNCompleteColumn() if count > 1 else TaskProgressColumn())
     return [*columns, TimeRemainingColumn(), TextColumn("left")]
-
-
-def say(text: str) -> None:
-    """Print a result. Raises BrokenPipeError where nobody listens any more, OutputError where it cannot be written."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise cannot_write(Path("standard output"), error) from None
 
 
 def complain(text: str) -> None:

@@ -296,6 +296,8 @@ def upscale(
     if not quiet:
         _note_left_out("being outputs of other inputs here", plan.left_out)
         _note_left_out("being of kinds that are not read", found.passed_over)
+    if as_json:
+        _record_left_out(plan.left_out, model)
     if not plan.jobs:
         raise InputError("nothing to do: " + ("every input is an output" if found.sources else "the list is empty"))
     if dry_run:
@@ -342,7 +344,7 @@ def _run(
 def _preview(jobs: Sequence[Job], options: Options, model: str, *, as_json: bool, quiet: bool) -> int:
     import json
 
-    from liif_cli.cli.batch_report import exit_code, preview_line, record, say, words
+    from liif_cli.cli.batch_report import exit_code, preview_line, record, words
     from liif_cli.jobs import preview
 
     previews = []
@@ -352,9 +354,9 @@ def _preview(jobs: Sequence[Job], options: Options, model: str, *, as_json: bool
         if found.error is not None:
             print(words(found.source, found.error), file=sys.stderr, flush=True)
         if as_json:
-            say(json.dumps(record(found, model)))
+            print(json.dumps(record(found, model)), flush=True)
         elif found.error is None and not quiet:
-            say(preview_line(found))
+            print(preview_line(found), flush=True)
     return exit_code(previews)
 
 
@@ -447,6 +449,16 @@ def _listed(files_from: str | None) -> list[Path]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"--files-from {files_from}: cannot be read: {reason}") from None
+
+
+def _record_left_out(paths: Sequence[Path], model: str) -> None:
+    import json
+
+    from liif_cli.cli.batch_report import record
+    from liif_cli.jobs import Preview
+
+    for path in paths:
+        print(json.dumps(record(Preview(path, None, None, None, skipped=True), model)), flush=True)
 
 
 def _note_left_out(why: str, paths: Sequence[Path]) -> None:

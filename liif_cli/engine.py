@@ -26,7 +26,7 @@ from torch import Tensor
 
 from liif_cli import coords
 from liif_cli.allocator import reused_memory
-from liif_cli.errors import InputError, MemoryBudgetError, ModelError
+from liif_cli.errors import InputError, MemoryBudgetError, ModelError, RangeError
 from liif_cli.models import Field, Model, Window
 from liif_cli.models.base import memory_format
 from liif_cli.resize import BandResampler
@@ -38,7 +38,7 @@ MIB = 2**20
 FLOAT_BYTES = 4
 # What one painted band may hold: enough rows to keep all threads busy, little enough to begin and to report early.
 BAND_PIXELS = 2**20
-GPU_BAND_PIXELS = 2**24
+GPU_BAND_PIXELS = 2**22
 # Tiles of a band painted by one thread: wide enough that reading the codes costs nothing beside painting them. Their
 # tables grow with both sides.
 TILE_COLUMNS, TILE_ROWS = 512, 2048
@@ -237,6 +237,9 @@ def make_plan(
     ratio = task.painted[0] / (task.box.bottom - task.box.top)
     # Where painted rows become more rows of output, a band is as large as what it becomes.
     row_pixels = max(task.painted[1], -(-task.output[1] * task.output[0] // task.painted[0]))
+    # What waits for its taps there, twice while it is moved.
+    waiting = math.ceil(2 * 4 * max(1, task.painted[0] / task.output[0])) * task.output[1] * 3 * FLOAT_BYTES
+    resampled = 0 if task.painted == task.output else waiting
 
     def read(tile: Size) -> Size:
         return min(tile[0] + 2 * halo, image[0]), min(tile[1] + 2 * halo, image[1])
@@ -249,6 +252,7 @@ def make_plan(
         band = min(plan.band_rows, math.ceil(plan.code_rows * ratio))
         return (
             price.fixed
+            + resampled
             + views * (math.prod(held) if plan.hold_features else rows * columns) * price.feature
             + views * rows * columns * price.code
             + band * row_pixels * price.painted
@@ -277,6 +281,8 @@ def make_plan(
         enough = min(height, max(ENOUGH_CODE_ROWS, math.ceil(band_rows / ratio)))
         for hold, most, least in ((True, enough, min(height, HELD_CODE_ROWS)), (False, height, 1)):
             for code_rows in _parts(height, most, least):
+                if min(code_rows + 3, height) * width * model.code_values > MOST_VALUES and code_rows > 1:
+                    continue
                 plan = Plan((0, 0), code_rows, band_rows, hold)
                 area = held if hold else (min(code_rows + 3, height), width)
                 best = best_tile(area, budget_bytes - beside_tile(plan))
@@ -295,11 +301,12 @@ def make_plan(
             tile = LEAST_TILE, LEAST_TILE
             least = beside_tile(Plan(tile, 1, 1, hold_features=False)) + math.prod(read(tile)) * price.tile_px
             raise MemoryBudgetError(
-                f"{row_pixels} pixels a row need at least {-(-least // MIB)} MiB to work in, and the budget"
+                f"{task.output[1]} pixels a row need at least {-(-least // MIB)} MiB to work in, and the budget"
                 f" leaves {max(0, budget_bytes) // MIB} MiB; raise --memory or choose a smaller output"
             )
         band_rows //= 2
-    return min(plans, key=lambda candidate: candidate[0])[1]
+    # The first of those that are about as good: features that are held come first.
+    return next(plan for work, plan in plans if work <= 1.01 * min(plans)[0])
 
 
 def _parts(length: int, most: int, least: int) -> Iterator[int]:
@@ -363,7 +370,9 @@ class Engine:
         "geometric self-ensemble" of EDSR): eight times the work for 0.06 dB at x2 and 0.07 dB at x4 (Set5, the bundled
         model, which has learned from its own eight views; 0.17 and 0.21 dB before it had).
         """
-        return Encoded(self, image, ALL_VIEWS if ensemble else PLAIN, again=again, layers=layers)
+        # A network that holds its own picture would turn that one over.
+        views = ALL_VIEWS if ensemble and not self.model.holds_picture else PLAIN
+        return Encoded(self, image, views, again=again, layers=layers)
 
 
 @contextmanager
@@ -387,7 +396,7 @@ class Encoded:
         self.engine = engine
         self.image = image
         self.again = again
-        self.layers = layers
+        self.budget_bytes = engine.budget_bytes // layers
         self.size: Size = (image.shape[0], image.shape[1])
         self.views = [(view, _Features(engine, view.of_image(image))) for view in views]
 
@@ -407,13 +416,12 @@ class Encoded:
         if smaller and task.box == whole(self.size) and not engine.model.holds_picture:
             yield from _reduced(self.image, output, report)  # where all is known there is nothing to ask
             return
-        budget = engine.budget_bytes // self.layers
-        painters = engine.painters(budget)
+        painters = engine.painters(self.budget_bytes)
         plan = make_plan(
             engine.model,
             engine.dtype,
             task,
-            budget,
+            self.budget_bytes,
             gpu=engine.device.type != "cpu",
             threads=painters,
             views=len(self.views),
@@ -683,7 +691,7 @@ class _Painting:
         precision = str(self.engine.dtype).removeprefix("torch.")
         if self.engine.dtype == torch.float32:
             raise ModelError("the model answers this picture with values that are no numbers; use another model")
-        raise ModelError(f"values leave the range of {precision} with this model; use --precision float32")
+        raise RangeError(f"values leave the range of {precision} with this model; use --precision float32")
 
     def _paint(self, field: Field, rows: coords.Axis, columns: coords.Axis, pool: ThreadPoolExecutor) -> Tensor:
         if self.engine.device.type != "cpu":

@@ -29,6 +29,10 @@ class ModelError(LiifError):
     exit_code = 3
 
 
+class RangeError(ModelError):
+    """Values of a model that leave the range of half precision."""
+
+
 class MemoryBudgetError(LiifError):
     """Not enough memory even for the smallest plan."""
 

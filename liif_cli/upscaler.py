@@ -26,8 +26,8 @@ from PIL import Image
 
 from liif_cli import allocator, checkpoint, weights
 from liif_cli.coords import exact, output_size
-from liif_cli.engine import MIB, Box, Engine, Size, box_sides, joined
-from liif_cli.errors import MemoryBudgetError, UsageError
+from liif_cli.engine import MIB, Box, Encoded, Engine, Size, box_sides, joined
+from liif_cli.errors import MemoryBudgetError, RangeError, UsageError
 from liif_cli.images import Picture, compose, from_array, from_pil, layers, to_array, to_pil
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -74,7 +74,9 @@ class Sizing(NamedTuple):
         if self.size is not None:
             if not isinstance(self.size, tuple | list) or len(self.size) != 2:
                 raise UsageError(f"size must be (height, width), not {self.size!r}")
-            return self.size
+            if any(side != int(side) for side in self.size):
+                raise UsageError(f"size must be whole numbers of pixels, not {self.size!r}")
+            return int(self.size[0]), int(self.size[1])
         if self.scale is not None:
             return output_size(image, self.scale)
         if self.width is not None:
@@ -195,18 +197,27 @@ class Upscaler:
         self, picture: Picture, budget_bytes: int | None = None, *, ensemble: bool = False, again: bool = False
     ) -> OpenPicture:
         """Get a picture ready to be painted from within a budget; ``again`` if more than one window will be."""
-        engine = self._engine_for(picture)
-        engine.budget_bytes = self.working_bytes() if budget_bytes is None else budget_bytes
-        return OpenPicture(engine, picture, ensemble=ensemble, again=again)
+        budget = self.working_bytes() if budget_bytes is None else budget_bytes
+        shown = layers(picture)
+
+        def layer(number: int, *, spare: bool = False) -> Encoded:
+            engine = self._exact if spare else self._engine_for(picture)
+            engine.budget_bytes = budget
+            return engine.open(shown[number], ensemble=ensemble, again=again, layers=len(shown))
+
+        half = self._spares_deep_pictures and self._engine_for(picture) is self._engine
+        return OpenPicture(picture, list(map(layer, range(len(shown)))), partial(layer, spare=True) if half else None)
 
 
 class OpenPicture:
     """A picture whose layers (colour, and alpha where it varies) are ready to be painted."""
 
-    def __init__(self, engine: Engine, picture: Picture, *, ensemble: bool = False, again: bool = False) -> None:
+    def __init__(self, picture: Picture, layers: list[Encoded], in_float32: Callable[[int], Encoded] | None) -> None:
+        """``in_float32`` makes the layer to go on with where values leave the range of half precision; without it that
+        is an error."""
         self.picture = picture
-        images = layers(picture)
-        self._layers = [engine.open(image, ensemble=ensemble, again=again, layers=len(images)) for image in images]
+        self._layers = layers
+        self._in_float32 = in_float32
 
     def bands(
         self, size: Size, box: Box | None = None, report: Callable[[float], None] | None = None
@@ -220,7 +231,7 @@ class OpenPicture:
             if report is not None:
                 report(sum(shares) / len(shares))
 
-        streams = [layer.bands(size, box, partial(tell, number)) for number, layer in enumerate(self._layers)]
+        streams = [self._painted(number, size, box, partial(tell, number)) for number in range(len(self._layers))]
         if len(streams) == 1:
             with closing(streams[0]):
                 for band in streams[0]:
@@ -241,6 +252,28 @@ class OpenPicture:
                 done += rows
             for stream in streams:  # to its end, where it tells of it and tidies up
                 next(stream, None)
+
+    def _painted(
+        self, number: int, size: Size, box: Box | None, report: Callable[[float], None]
+    ) -> Generator[np.ndarray, None, None]:
+        """The bands of a layer; from where half precision fails on in float32."""
+        done = again = 0
+        while done < size[0]:
+            try:
+                with closing(self._layers[number].bands(size, box, report)) as bands:
+                    for band in bands:
+                        known = min(again, len(band))
+                        again -= known
+                        if known < len(band):
+                            yield band[known:]
+                        done += len(band) - known
+            except RangeError:
+                if self._in_float32 is None:
+                    raise
+                _log.warning("liif: values leave the range of half precision; going on in float32")
+                self._layers[number].forget()
+                self._layers[number] = self._in_float32(number)
+                again = done
 
 
 class PictureField:

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -220,6 +221,85 @@ def test_values_out_of_range_are_an_error_and_no_black_picture():
     engine.model.imnet.linears[-1].bias.data.fill_(torch.nan)
     with pytest.raises(ModelError, match="another model"):
         paint(engine, picture(9, 9), (18, 18))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_where_half_precision_fails_by_itself_float32_goes_on(channels, monkeypatch, caplog):
+    """The lower half of the picture leaves the range."""
+    pixels = photo(40, 30, channels)
+    exact = load(OFFICIAL, device="cpu", precision="float32").upscale(pixels, 2)
+    monkeypatch.setattr(upscaler, "choose_precision", lambda name, device: torch.float16)
+    monkeypatch.setattr(rooms, "make_plan", lambda *args, **options: Plan((16, 16), 9, 5, True))
+    arrived = rooms._OnItsWay.arrived
+    count = itertools.count()
+
+    def fails(band):
+        if next(count) == 6:
+            band._total.fill_(torch.inf)
+        return arrived(band)
+
+    monkeypatch.setattr(rooms._OnItsWay, "arrived", fails)
+    model = load(OFFICIAL, device="cpu")
+    answer = model.upscale(pixels, 2)
+    assert "going on in float32" in caplog.text
+    assert np.abs(answer.astype(int) - exact).max() <= 1
+    assert (answer != exact)[:30].any() or channels == 4  # painted in half precision, and not again
+    assert np.array_equal(answer[-30:, :, :3], exact[-30:, :, :3])
+    forced = load(OFFICIAL, device="cpu", precision="float16")
+    count = itertools.count()
+    with pytest.raises(ModelError, match="--precision float32"):
+        forced.upscale(pixels, 2)
+
+
+def test_a_network_that_holds_a_picture_is_not_turned_over_for_an_ensemble():
+    engine = Engine(build({"name": "siren", "args": {"hidden_list": [8]}}), CPU, torch.float32, AMPLE)
+    pixels = picture(9, 12)
+    expected = paint(engine, pixels, (18, 24))
+    got = np.concatenate(list(engine.open(pixels, ensemble=True).bands((18, 24))))
+    assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("size", [(36.0, 48.0), [36, 48], (np.int64(36), np.int64(48))])
+def test_sizes_are_whole_numbers_of_whatever_kind(size):
+    model = load(OFFICIAL, device="cpu")
+    assert np.array_equal(model.upscale(photo(9, 12), size=size), model.upscale(photo(9, 12), size=(36, 48)))
+    with pytest.raises(UsageError, match=r"size must be whole numbers of pixels, not \(13.5, 24\)"):
+        model.upscale(photo(9, 12), size=(13.5, 24))
+
+
+def test_each_field_has_the_budget_it_was_opened_with(monkeypatch):
+    budgets = []
+    plan = rooms.make_plan
+
+    def look(model, dtype, task, budget, **options):
+        budgets.append(budget)
+        return plan(model, dtype, task, budget, **options)
+
+    monkeypatch.setattr(rooms, "make_plan", look)
+    model = load(OFFICIAL, device="cpu")
+    for free in (2**30, 2**29):
+        monkeypatch.setattr(upscaler, "default_bytes", lambda device, free=free: free)
+        field = model.encode(photo(9, 12))
+        if free == 2**30:
+            first = field
+    first.render(2.0)
+    field.render(2.0)
+    assert budgets == [2**30, 2**29]
+
+
+def test_rows_that_wait_to_be_resampled_are_part_of_the_plan():
+    """8000 rows into 80: a row of the output has 400 painted ones for taps."""
+    engine = make("liif")
+    task = rooms.make_task(engine.model, (2000, 2000), (80, 8000))
+    waiting = 2 * 4 * (2000 / 80) * 8000 * 12
+    plain = rooms.make_task(engine.model, (2000, 2000), (2000, 8000))
+
+    def least(task):
+        with pytest.raises(MemoryBudgetError, match=r"8000 pixels a row need at least (\d+) MiB") as error:
+            rooms.make_plan(engine.model, torch.float32, task, 0, gpu=False, threads=1)
+        return int(re.search(r"at least (\d+)", str(error.value))[1]) * 2**20
+
+    assert least(task) - least(plain) == pytest.approx(waiting, rel=0.1)
 
 
 def test_sixteen_bits_are_not_painted_with_eight(monkeypatch):
@@ -540,9 +620,17 @@ for hidden, ensemble in (([128, 128], True), ([256, 256, 256, 256], True), ([256
     ours, theirs = ((answer - exact).abs().max() for answer in (fast, plain))
     assert ours <= max(1.2 * theirs, 2e-4), (hidden, ensemble, ours, theirs)
 
+# What is no number is not made one.
+with torch.inference_mode():
+    broken = painter.codes.clone()
+    broken[0, 0] = torch.inf
+    broken[1, 1] = torch.nan
+    answer = fused.paint(broken, *axes, fused.layers(painter.of_relative, *painter.decoder))
+    assert not answer[:3, :3].isfinite().any() and answer[-1, -1].isfinite().all()
+
 # It is used once it has painted the same, and faster.
 right = fused.paint
-liif.PATCH = 8
+liif.PATCH_PIXELS = 64
 for paint, times, taken in (
     (right, [1, 2], True),
     (right, [2, 1], False),

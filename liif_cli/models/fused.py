@@ -107,6 +107,12 @@ def paint(codes: Tensor, rows: Corner, columns: Corner, decoder: Layers) -> Tens
 
 
 @triton.jit
+def _relu(values):
+    # What is no number stays that, so that overflows are noticed.
+    return tl.maximum(values, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _product(state, matrix, total, WIDTH: tl.constexpr, HIDDEN: tl.constexpr):
     """A piece of a hidden state times a piece of a layer's matrix, added to a total."""
     unit = tl.arange(0, WIDTH)
@@ -118,7 +124,7 @@ def _first_state(code, down, right, of_relative, HIDDEN: tl.constexpr):
     """A piece of the first hidden state: the code and what the place in its pixel adds to it."""
     state = code.to(tl.float32)
     state += down[:, None] * tl.load(of_relative)[None, :] + right[:, None] * tl.load(of_relative + HIDDEN)[None, :]
-    return tl.maximum(state, 0.0).to(code.dtype)
+    return _relu(state).to(code.dtype)
 
 
 @triton.jit(do_not_specialize=["height", "width", "codes_width"])  # or every size of band would be compiled anew
@@ -177,8 +183,8 @@ def _paint(
             total = _product(second, matrix + WIDTH * HIDDEN, total, WIDTH, HIDDEN)
             other = _product(state, matrix + WIDTH, nothing, WIDTH, HIDDEN)
             other = _product(second, matrix + WIDTH * HIDDEN + WIDTH, other, WIDTH, HIDDEN)
-            second = tl.maximum(other + tl.load(bias + WIDTH)[None, :], 0.0).to(dtype)
-        state = tl.maximum(total + tl.load(bias)[None, :], 0.0).to(dtype)
+            second = _relu(other + tl.load(bias + WIDTH)[None, :]).to(dtype)
+        state = _relu(total + tl.load(bias)[None, :]).to(dtype)
 
     channel = tl.arange(0, LAST)
     matrix = last_weight + unit[:, None] * LAST + channel[None, :]

@@ -15,6 +15,7 @@ cell]`` and blends the answers. Nothing in that needs a 576-channel map:
 from __future__ import annotations
 
 import logging
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -36,7 +37,7 @@ from liif_cli.models.mlp import MLP
 CPU_BLOCK_BYTES = 3 * 2**19
 GPU_BLOCK_QUERIES = 2**20
 # The side of the patch on which a fused kernel is tried, and how far rounding may take it from single operations.
-PATCH, PATCH_TOLERANCE = 256, 0.05
+PATCH_PIXELS, PATCH_TOLERANCE = 2**16, 0.05
 EVERYTHING = slice(None)
 
 logger = logging.getLogger(__name__)
@@ -311,8 +312,8 @@ class _GPUPainter:
     def _paint_fused(self) -> Tensor | None:
         shapes = tuple(weight.shape for weight, _ in self.decoder.hidden)
         kind = (self.codes.device, self.codes.dtype, self.codes.shape[-1], shapes, len(self.vertical.code))
-        large = min(self.vertical.code.shape[1], self.horizontal.code.shape[1]) >= PATCH
-        if not self.better.get(kind, large):
+        height, width = self.vertical.code.shape[1], self.horizontal.code.shape[1]
+        if not self.better.get(kind, height * width >= PATCH_PIXELS):
             return None
         try:
             from liif_cli.models import fused
@@ -322,14 +323,15 @@ class _GPUPainter:
                 return None
             codes = self.codes.contiguous()
 
-            def paint(pixels: slice = EVERYTHING) -> Tensor:
-                rows, columns = (fused.Corner.of(corners, pixels) for corners in (self.vertical, self.horizontal))
-                return fused.paint(codes, rows, columns, decoder)
+            def paint(rows: slice = EVERYTHING, columns: slice = EVERYTHING) -> Tensor:
+                down, across = fused.Corner.of(self.vertical, rows), fused.Corner.of(self.horizontal, columns)
+                return fused.paint(codes, down, across, decoder)
 
             if kind not in self.better:
-                patch = slice(0, PATCH)
-                fast, painted = _timed(lambda: paint(patch))
-                plain, expected = _timed(self._cut(PATCH)._paint_blocks)
+                rows = min(height, math.isqrt(PATCH_PIXELS))
+                columns = min(width, PATCH_PIXELS // rows)
+                fast, painted = _timed(lambda: paint(slice(rows), slice(columns)))
+                plain, expected = _timed(self._cut(rows, columns)._paint_blocks)
                 apart = (painted - expected).abs()
                 same = bool((apart.max() < PATCH_TOLERANCE) & (apart.mean() < PATCH_TOLERANCE / 16))
                 self.better[kind] = same and fast < plain
@@ -342,12 +344,12 @@ class _GPUPainter:
             self.better[kind] = False
             return None
 
-    def _cut(self, pixels: int) -> _GPUPainter:
-        """A painter of the first so many rows and columns, which reads the codes of these alone."""
+    def _cut(self, rows: int, columns: int) -> _GPUPainter:
+        """A painter of the first so many rows and columns."""
         cut = copy(self)
-        cut.vertical = Corners(*(part[:, :pixels] for part in self.vertical))
-        cut.horizontal = Corners(*(part[:, :pixels] for part in self.horizontal))
-        cut.row_part, cut.column_part = self.row_part[:, :pixels], self.column_part[:, :pixels]
+        cut.vertical = Corners(*(part[:, :rows] for part in self.vertical))
+        cut.horizontal = Corners(*(part[:, :columns] for part in self.horizontal))
+        cut.row_part, cut.column_part = self.row_part[:, :rows], self.column_part[:, :columns]
         cut.codes = self.codes[: int(cut.vertical.code.max()) + 1, : int(cut.horizontal.code.max()) + 1]
         return cut
 

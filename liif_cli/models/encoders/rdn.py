@@ -49,9 +49,9 @@ class RDN(Encoder):
         self.RDBs = nn.ModuleList(DenseBlock(G0, growth, convolutions, RDNkSize) for _ in range(blocks))
         self.GFF = nn.Sequential(nn.Conv2d(blocks * G0, G0, 1), conv3x3(G0, G0, RDNkSize))
         self.out_dim = G0
-        # Every block's output is kept for the fusion at the end, and concatenated for it; a block holds its growing
-        # stack twice while a convolution's output is appended.
-        self._held = 2 * blocks * G0 + 2 * (G0 + convolutions * growth)
+        # Every block's output is kept for the fusion at the end, and the shallow features. Beside them a block holds
+        # its growing stack twice while a convolution's output is appended; at the end they are concatenated.
+        self._held = (blocks + 1) * G0 + max(2 * (G0 + convolutions * growth), (blocks + 1) * G0)
         self.UPNet: nn.Sequential | None = None
         if not no_upsampling:
             self.UPNet = _tail(scale, G0, growth, RDNkSize)

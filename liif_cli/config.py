@@ -165,6 +165,10 @@ def check(config: TrainConfig) -> TrainConfig:
         raise UsageError(f"schedule.fall = {schedule.fall!r}: it is a share of the run, 1 at most")
     if sample.chosen > 1:
         raise UsageError(f"sample.chosen = {sample.chosen!r}: it is a share of the samples, 1 at most")
+    if sample.kind == "picture" and sample.augment != "none":
+        raise UsageError(f"sample.augment = {sample.augment!r}: one picture is fitted as it stands; use none")
+    if config.seed >= 2**63:
+        raise UsageError(f"seed = {config.seed}: it must be below 2**63")
     if config.ema >= 1:
         raise UsageError(f"ema = {config.ema!r}: it must be below 1, such as 0.999")
     if config.batch % config.accumulate:

@@ -11,6 +11,7 @@ reducing, looking up the queries' colours and all arithmetic are the training de
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -48,7 +49,7 @@ def set_apart(folder: Path) -> list[Path]:
 
 def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
     """All pictures below a folder, by their file names' endings, in a fixed order, but for those below the folders
-    ``without``; of a file, the file. Raises InputError where there are none."""
+    ``without`` and what is hidden; of a file, the file. Raises InputError where there are none."""
     folder = Path(folder)
     if folder.is_file():
         return [folder]
@@ -56,7 +57,8 @@ def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
         raise InputError(f"{folder}: no such folder; name one with pictures in it")
     apart = set(without)
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    files = sorted(path for path in found if apart.isdisjoint(path.parents))
+    shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    files = sorted(path for path in shown if apart.isdisjoint(path.parents))
     if not files:
         aside = f" outside of {apart.pop().name}, which is passed over unless it is named itself" if apart else ""
         raise InputError(f"{folder}: no pictures in it{aside}; looked for {', '.join(sorted(SUFFIXES))}")
@@ -121,6 +123,7 @@ def open_store(
         try:
             cache.mkdir(parents=True, exist_ok=True)
             _decode(root, files, square, store, index, progress)
+            _drop_earlier(index)
         except OSError as error:
             raise cannot_write(store, error) from error
         content = json.loads(index.read_text())
@@ -189,7 +192,18 @@ def _decode(
             raise InputError(f"{root}: none of the {len(files)} pictures in it can be read; the first: {skipped[0]}")
     # The index last: a store without one does not count.
     with atomic_path(index, overwrite=True) as temporary:
-        temporary.write_text(json.dumps({"pictures": pictures, "skipped": skipped}))
+        source = [str(root.resolve()), square]
+        temporary.write_text(json.dumps({"source": source, "pictures": pictures, "skipped": skipped}))
+
+
+def _drop_earlier(index: Path) -> None:
+    """Delete the stores of the same folder as it was before."""
+    source = json.loads(index.read_text())["source"]
+    for other in index.parent.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if other != index and json.loads(other.read_text()).get("source") == source:
+                other.unlink()
+                other.with_suffix(".rgb").unlink()
 
 
 def middle_square(pixels: np.ndarray, side: int) -> np.ndarray:

@@ -30,9 +30,9 @@ def seen(low_res: Tensor, coords: Tensor, cell: Tensor, view: View) -> tuple[Ten
     if view.transposed:
         low_res, coords, cell = low_res.transpose(2, 3), coords.flip(-1), cell.flip(-1)
     if view.rows_reversed:
-        low_res, coords = low_res.flip(2), coords * coords.new_tensor([-1, 1])
+        low_res, coords = low_res.flip(2), torch.cat([-coords[..., :1], coords[..., 1:]], dim=-1)
     if view.columns_reversed:
-        low_res, coords = low_res.flip(3), coords * coords.new_tensor([1, -1])
+        low_res, coords = low_res.flip(3), torch.cat([coords[..., :1], -coords[..., 1:]], dim=-1)
     return low_res.contiguous(), coords, cell
 
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from liif_cli import allocator, checkpoint, weights
 from liif_cli.benchmarks import Dataset, Pair, Truth
-from liif_cli.benchmarks.datasets import low_res_size, read_rgb
+from liif_cli.benchmarks.datasets import read_rgb
 from liif_cli.engine import Engine, Size, joined
 from liif_cli.errors import InputError, LiifError, UsageError
 from liif_cli.metrics import Channel, psnr, ssim
@@ -122,16 +122,15 @@ class KernelMethod:
         nearest: Array = image[rows_of[:, None], columns_of]
         return nearest
 
-    def on_luma(self, truth: Array, scale: float) -> tuple[Array, Array]:
+    def on_luma(self, truth: Array, low_res: Size) -> tuple[Array, Array]:
         """The recipe of the published tables (`protocol.py`): the enlargement and the truth, grey, (H, W, 3) floats.
 
-        ``truth`` is (H, W, 3) uint8, cropped to what is painted. Grey means that the luma of what is returned is the
-        8-bit luma of the recipe.
+        ``truth`` is (H, W, 3) uint8, cropped to what is painted from an input of ``low_res`` size. Grey means that the
+        luma of what is returned is the 8-bit luma of the recipe.
         """
         levels = np.floor(truth @ _RGB_TO_LUMA + 16.5)
         size = levels.shape[0], levels.shape[1]
-        low_res = matlab_bicubic(levels, low_res_size(size, scale))
-        enlarged = np.floor(np.clip(self.enlarge(low_res, size), 16, 235) + 0.5)
+        enlarged = np.floor(np.clip(self.enlarge(matlab_bicubic(levels, low_res), size), 16, 235) + 0.5)
         return _grey(enlarged), _grey(levels)
 
 
@@ -407,12 +406,12 @@ def score(painted: Painted, protocol: Protocol, perceptual: Perceptual | None = 
     source = painted.pair.source
     if painted.image is None:
         assert isinstance(painted.method, KernelMethod)
-        image, target = painted.method.on_luma(high_res, painted.scale)
+        image, target = painted.method.on_luma(high_res, painted.pair.low_res.shape[:2])
         source = "luma"
     else:
         image, target = painted.image, high_res
         if protocol.rounding == "8bit":
-            image = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+            image = _as_saved(image)
     try:
         return Score(
             method=painted.method.name,
@@ -422,7 +421,7 @@ def score(painted: Painted, protocol: Protocol, perceptual: Perceptual | None = 
             image=truth.name,
             psnr=psnr(image, target, border=border, channel=cast(Channel, channel)),
             ssim=ssim(image, target, border=border, channel=cast(Channel, channel)),
-            lpips=None if perceptual is None else perceptual(*_shaved(painted, border)),
+            lpips=None if perceptual is None else perceptual(*_shaved(painted, border, protocol)),
             seconds=painted.seconds,
             peak_memory_bytes=painted.peak_bytes,
             height=high_res.shape[0],
@@ -433,10 +432,17 @@ def score(painted: Painted, protocol: Protocol, perceptual: Perceptual | None = 
         raise InputError(f"{truth.path}: {error}") from None
 
 
-def _shaved(painted: Painted, border: int) -> tuple[Array, Array]:
+def _as_saved(image: Array) -> Array:
+    rounded: Array = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return rounded
+
+
+def _shaved(painted: Painted, border: int, protocol: Protocol) -> tuple[Array, Array]:
     """Both pictures in colour, as LPIPS wants them: floats in [0, 1] without their border."""
     size = painted.pair.high_res.shape[0], painted.pair.high_res.shape[1]
     image = painted.image if painted.image is not None else painted.method.paint(painted.pair.low_res, size)
+    if protocol.rounding == "8bit":
+        image = _as_saved(image) / np.float32(255)
     inside = (slice(border, size[0] - border), slice(border, size[1] - border))
     return np.clip(image, 0, 1)[inside].astype(np.float32), (painted.pair.high_res / np.float32(255))[inside]
 
@@ -503,21 +509,3 @@ class _PeakMemory:
             with contextlib.suppress(OSError):
                 mark = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
                 self.peak_bytes = max(self.peak_bytes, int(mark[1]) * 1024 if mark else 0)
-
-
-__all__ = [
-    "KERNELS",
-    "Keeper",
-    "KernelMethod",
-    "Method",
-    "ModelMethod",
-    "Painted",
-    "Row",
-    "Score",
-    "Work",
-    "evaluate",
-    "load_methods",
-    "parse_scales",
-    "score",
-    "summarise",
-]

@@ -1,12 +1,13 @@
 """What was scored, kept as it comes, so that an interrupted evaluation can go on: one line of JSON a picture.
 
-The book lies in the cache. A score is found again by everything it depends on (`evaluate.key`); a book is never a
-source of wrong numbers, at worst of none.
+The book lies in the cache. A score is found again by everything it depends on (`evaluate.key`), the program's own files
+included; a book is never a source of wrong numbers, at worst of none.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 from types import TracebackType
@@ -18,15 +19,30 @@ from liif_cli.evaluate import Score
 _LARGEST_BYTES = 1 << 25  # begun anew beyond: about eighty thousand scores
 
 
+def _version() -> str:
+    """Of the program: its number, and what tells a checkout that has changed since."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{__version__}+{hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:12]}"
+
+
 class Scorebook:
     """A file of scores, appended to. Where it cannot be written, evaluation goes on without it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: TextIO | None = None
+        self._version = _version()
+        self._is_used = False
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether scores can be written."""
+        return self._file is not None
 
     def read(self) -> dict[str, Score]:
         """Scores of this version by their keys; lines that are damaged, as a kill leaves them, are passed over."""
+        self._is_used = True
         scores: dict[str, Score] = {}
         try:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -35,14 +51,14 @@ class Scorebook:
         for line in lines:
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 content = json.loads(line)
-                if content["version"] == __version__:
+                if content["version"] == self._version:
                     scores[content["key"]] = Score(**content["score"])
         return scores
 
     def __enter__(self) -> Scorebook:
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            large = self.path.is_file() and self.path.stat().st_size > _LARGEST_BYTES
+            large = not self._is_used and self.path.is_file() and self.path.stat().st_size > _LARGEST_BYTES
             self._file = self.path.open("w" if large else "a", encoding="utf-8")
             if not large and self._file.tell():
                 self._file.write("\n")  # ends a line that a kill cut short
@@ -52,7 +68,7 @@ class Scorebook:
         """Keep a score; it is with the system when this returns."""
         if self._file is not None:
             with contextlib.suppress(OSError):
-                line = json.dumps({"version": __version__, "key": key, "score": score._asdict()})
+                line = json.dumps({"version": self._version, "key": key, "score": score._asdict()})
                 self._file.write(line + "\n")
                 self._file.flush()
 

@@ -178,7 +178,7 @@ class Trainer:
                 f"accumulate = {self.parts}: a process's {len(self.numbers)} samples do not divide into so many parts"
             )
         torch.manual_seed(config.seed)
-        self.model = build(config.model).to(device)
+        self.model = network(config).to(device)
         self.dtype = None if self.model.needs_float32 else autocast_type(config.precision, device)
         self.model = self.model.to(memory_format=memory_format(device))  # type: ignore[call-overload]
         start_gently(self.model, config.residual_start)
@@ -188,6 +188,7 @@ class Trainer:
         self.skipped = 0  # steps left out because of optimiser.skip_loss
         self.waited = 0.0  # seconds
         self.scores: dict[str, dict[str, float]] = {}  # of the last validation, by its name and the scale
+        self.scored = [0, ""]  # at which iteration that was, and which validation
         self._batches: Iterator[Batch] | None = None
         self._losses: list[Tensor] = []  # of steps whose loss nobody has looked at yet
         self._network = self._prepared()
@@ -322,6 +323,7 @@ class Trainer:
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
             "scores": self.scores,
+            "scored": self.scored,
             "pictures": self._pictures(),
         }
         with atomic_path(run / STATE, overwrite=True) as temporary, temporary.open("wb") as file:
@@ -344,7 +346,7 @@ class Trainer:
     def exported(self) -> checkpoint.Checkpoint:
         """The model so far, with the facts about it."""
         training = {**to_mapping(self.config), "iteration": self.iteration, "version": __version__}
-        facts = {"training": training, **({"scores": self.scores} if self.scores else {})}
+        facts = {"training": training, **({"scores": self.scores} if self.scored[0] == self.iteration else {})}
         return checkpoint.Checkpoint(self.config.model, self.average, facts)
 
     def resume(self, run: Path) -> None:
@@ -354,7 +356,7 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.average, self.iteration, self.skipped = state["average"], state["iteration"], state["skipped"]
-            self.scores = state.get("scores", {})
+            self.scores, self.scored = state.get("scores", {}), state.get("scored", [0, ""])
             same_pictures = state.get("pictures") == self._pictures()
         except (OSError, KeyError, ValueError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
@@ -364,8 +366,8 @@ class Trainer:
             self.watcher.note("the pictures are not those that the run began with; it goes on with these")
 
     def is_scored_by(self, validator: Validator) -> bool:
-        """Whether the last validation was on these pictures."""
-        return validator.name in self.scores
+        """Whether this validation was done with the weights as they are."""
+        return self.scored == [self.iteration, validator.identity]
 
     def validate(self, validator: Validator, run: Path) -> Scores:
         """Score the averaged weights, keep the scores for the export, and write a comparison into the run."""
@@ -378,8 +380,24 @@ class Trainer:
                 " --set validation.crop=512"
             ) from error
         self.scores = {validator.name: {scale: round(value, 3) for scale, value in scores.psnr.items()}}
+        self.scored = [self.iteration, validator.identity]
         write_png(validator.comparison(model, self.device), run / SAMPLE)
         return scores
+
+
+def network(config: TrainConfig) -> Model:
+    """The network of a configuration. Raises UsageError for one of a single scale that would be trained at others, and
+    ModelError as ``build``."""
+    model, rule = build(config.model), config.sample
+    scale = model.native_scale
+    if scale is not None:
+        side = rule.low_res_side * scale
+        if rule.kind == "crops" and {rule.scale_min, rule.scale_max} != {scale}:
+            fit = f"sample.scale_min={scale} --set sample.scale_max={scale}"
+            raise UsageError(f"this network paints at x{scale} only; train it with --set {fit}")
+        if rule.kind != "crops" and rule.truth_side != side:
+            raise UsageError(f"this network paints at x{scale} only; train it with --set sample.truth_side={side}")
+    return model
 
 
 class _Compiled(nn.Module):
@@ -511,7 +529,7 @@ class _Log:
         trainer.watcher.progress(progress)
 
     def scores(self, validator: Validator, run: Path) -> None:
-        trainer = self.trainer
+        trainer, since = self.trainer, time.perf_counter()
         if trainer.processes.first:
             scores = trainer.validate(validator, run)
             _append(
@@ -522,7 +540,7 @@ class _Log:
                     self.board.add_scalar(f"PSNR/{scale}", value, trainer.iteration)
             trainer.watcher.scored(trainer.iteration, scores)
         trainer.processes.wait()
-        self._since = (time.perf_counter(), trainer.waited)  # scoring is no training
+        self._since = (self._since[0] + time.perf_counter() - since, self._since[1])  # scoring is no training
 
 
 def _append(table: Path, row: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -9,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from liif_cli.benchmarks.datasets import Pair, low_res_size, painted_size, read_rgb, reduce
-from liif_cli.config import Validation
+from liif_cli.benchmarks.datasets import Pair, find, low_res_size, painted_size, read_rgb, reduce
+from liif_cli.config import Validation, to_mapping
 from liif_cli.data import image_files
 from liif_cli.engine import Engine, joined
 from liif_cli.errors import InputError
@@ -46,10 +48,12 @@ class Validator:
     """The pictures of a validation and how they are scored."""
 
     def __init__(self, folder: Path, config: Validation) -> None:
-        files = image_files(folder)
         self.config = config
         named = Path(folder).resolve()
+        # As ``eval`` has it: of a benchmark's folder the pictures themselves, not their reduced copies.
+        files = [truth.path for truth in find(str(named), ()).truths] if named.is_dir() else image_files(folder)
         self.name = named.name if named.is_dir() else named.stem
+        self.identity = json.dumps([str(named), to_mapping(config)])  # of equal validations equal
         self.pictures = [self._picture(path) for path in files[: config.pictures or None]]
 
     def _picture(self, path: Path) -> np.ndarray:
@@ -83,7 +87,7 @@ class Validator:
     def comparison(self, model: Model, device: torch.device) -> Image.Image:
         """The middle of the first picture at the largest scale: bicubic, the model's, the truth, side by side."""
         scale = max(self.config.scales)
-        low_res, truth, _ = pair(_middle(self.pictures[0], SHOWN_PX), scale)
+        low_res, truth, _ = pair(_middle(self.pictures[0], max(SHOWN_PX, math.ceil(scale))), scale)
         painted = paint(_engine(model, device), low_res, truth)
         size = (truth.shape[0], truth.shape[1])
         shown = [pil_bicubic(low_res, size), np.rint(painted.clip(0, 1) * 255).astype(np.uint8), truth]

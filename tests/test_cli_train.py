@@ -1,5 +1,6 @@
 """``liif train``: recipes shown and changed, runs begun, stopped, resumed and shared, and every mistake said."""
 
+import contextlib
 import csv
 import json
 import os
@@ -297,6 +298,11 @@ def test_left_out_pictures_are_named(train, data):
         (["liif-light", "--data", "photos", "--device", "gpu9"], 2, ["gpu9"]),
         (["liif-light", "--data", "photos"], 1, ["larger pictures"]),
         (["siren", "--data", "photos"], 1, ["one picture"]),
+        (
+            ["edsr-baseline-x4", "--data", "absent", "--set", "sample.scale_min=2", "--set", "sample.queries=9"],
+            2,
+            ["x4 only", "scale_min=4"],
+        ),
         (["siren", "--data", "photos", "--val", "photos"], 2, ["--val"]),
         (["liif-light", "--data", "photos", "-o", "photos"], 5, ["photos", "not a training run"]),
         (["liif-light", "--dry-run", "--set", "model.name=vgg"], 3, ["vgg"]),
@@ -310,6 +316,20 @@ def test_mistakes_are_one_line_with_the_contracts_code(cli, data, monkeypatch, t
     assert all(word in last for word in words), ran.err
     assert "Traceback" not in ran.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_wrong_with_the_sharing_is_told_before_anything_is_decoded(train, monkeypatch, tmp_path):
+    monkeypatch.setattr("liif_cli.distributed.joined", lambda processes, device: contextlib.nullcontext())
+    monkeypatch.setattr(Processes, "wait", lambda self: None)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    ran = train()
+    assert ran.code == 2
+    assert "batch = 4 cannot be shared by 3 processes" in ran.err
+    for device in ("cuda:0", "mps"):
+        ran = train("--device", device)
+        assert ran.code == 2
+        assert f"--device {device}: of several processes each has its own; use cuda, cpu or auto" in ran.err
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

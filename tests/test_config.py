@@ -111,6 +111,8 @@ def test_values_are_changed_by_key():
         ("iterations=1.5", ["iterations", "1.5"]),
         ("batch=true", ["batch", "True"]),
         ("optimiser.name=sgd", ["'sgd'", "adam, muon"]),
+        ("sample.kind=picture", ["sample.augment = 'all'", "use none"]),
+        ("seed=9223372036854775808", ["seed = 9223372036854775808", "below 2**63"]),
         ("schedule.name=line", ["'line'", "cosine, step"]),
         ("precision=float8", ["'float8'", "bfloat16"]),
         ("sample.kind=patches", ["'patches'", "crops"]),

@@ -48,6 +48,26 @@ def places(batch, sides):
 # -- the store -------------------------------------------------------------------------------------------------------
 
 
+def test_hidden_pictures_are_passed_over(folder):
+    for name in (".trash/a.png", ".b.png", "below/.thumbnails/c.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(noise(50, 50)).save(folder / name)
+    assert [path.name for path in image_files(folder)] == ["a.png", "b.webp", "broken.jpg", "grey.png", "small.png"]
+    assert image_files(folder / ".trash")  # named itself
+
+
+def test_of_a_folder_s_decoded_pictures_only_the_last_are_kept(folder, tmp_path):
+    cache = tmp_path / "cache"
+    other = open_store(folder / "below", cache)
+    square = open_store(folder, cache, square=16)
+    for number in range(2):
+        Image.fromarray(noise(60, 60, number)).save(folder / f"new{number}.png")
+        store = open_store(folder, cache)
+    assert len(list(cache.glob("*.rgb"))) == len(list(cache.glob("*.json"))) == 3
+    assert len(store) == len(square) + 2
+    assert other[0].shape == (64, 40, 3)
+
+
 def test_a_folder_is_decoded_once_and_what_is_left_out_is_said(folder, tmp_path, monkeypatch):
     told = []
     store = open_store(folder, tmp_path / "cache", smallest_side=32, progress=lambda *n: told.append(n))

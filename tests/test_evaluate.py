@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from liif_cli import __version__, checkpoint, weights
+from liif_cli import __version__, checkpoint, scorebook, weights
 from liif_cli.benchmarks import find
 from liif_cli.benchmarks.datasets import read_rgb
 from liif_cli.checkpoint import Checkpoint
@@ -178,6 +178,44 @@ def test_kernels_are_scored_on_8_bit_luma_like_published_tables_only_by_default(
         assert {score.low_res for score in scores_of(work_of(photos, kernels, [2.0], **options))} == {"matlab"}
 
 
+def test_kernels_are_given_inputs_of_the_models_size(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """44 pixels at x2.7 are 16, which are painted as 43: of those a second division would make 15."""
+    seen = []
+    enlarge = KernelMethod.enlarge
+
+    def look(self: KernelMethod, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        seen.append((image.ndim, image.shape[:2]))
+        return enlarge(self, image, size)
+
+    monkeypatch.setattr(KernelMethod, "enlarge", look)
+    scores_of(work_of(photos, [KernelMethod("bicubic")], [2.7]))
+    assert sorted(size for dimensions, size in seen if dimensions == 2) == [(15, 22), (18, 16)]
+    assert sorted(size for dimensions, size in seen if dimensions == 3) == [(15, 22), (18, 16)]
+
+
+def test_flat_pictures_are_named_where_they_make_means_infinite(photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (44, 50), (90, 90, 90)).save(photos / "blank.png")
+    ran = liif("--dataset", photos, "--scales", "2", "-m", TINY, "--report", tmp_path / "out")
+    assert ran.exit_code == 0
+    assert "the same as the truth, so that means are infinite: blank.png; leave flat pictures out" in ran.stderr
+    assert "inf dB" not in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_hidden_pictures_are_not_scored(photos: Path) -> None:
+    (photos / ".thumbnails").mkdir()
+    Image.new("RGB", (3, 3)).save(photos / ".thumbnails" / "a.png")
+    assert [truth.name for truth in find(str(photos), []).truths] == ["a.png", "b.png"]
+
+
+def test_saved_pictures_of_one_stem_are_kept_apart(photos: Path, tmp_path: Path) -> None:
+    Image.open(photos / "b.png").save(photos / "a.jpg")
+    ran = liif(
+        "--dataset", photos, "--scales", "2", "-m", TINY, "--baselines", "none", "--save-images", tmp_path / "out"
+    )
+    assert ran.exit_code == 0, ran.stderr
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.png")) == ["a.jpg.png", "a.png", "b.png"]
+
+
 @pytest.mark.parametrize("name", ["nearest", "bicubic", "lanczos"])
 def test_kernels_keep_flat_pictures_and_agree_with_pil_inside(name: str) -> None:
     kernel = KernelMethod(name)
@@ -333,7 +371,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         assert (one["image"], one["scale"], one["psnr"]) == (other["image"], other["scale"], other["psnr"])
 
 
-def test_a_book_that_a_kill_cut_short_keeps_its_whole_lines(tmp_path: Path) -> None:
+def test_a_book_that_a_kill_cut_short_keeps_its_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score = Score("m", "kernel", "d", 2.0, "a", 30.0, 0.9, None, 0.1, 5, 4, 3, "pil")
     book = Scorebook(tmp_path / "deep" / "scores.jsonl")
     with book:
@@ -343,8 +381,15 @@ def test_a_book_that_a_kill_cut_short_keeps_its_whole_lines(tmp_path: Path) -> N
     with book:
         book.add("two", score._replace(psnr=float("inf")))
     assert book.read() == {"one": score, "two": score._replace(psnr=float("inf"))}
-    book.path.write_text(whole.replace(f'"{__version__}"', '"0.0.0"') + "[]\n{}\n1\n")
+    book.path.write_text(whole.replace(__version__, "0.0.0") + "[]\n{}\n1\n")
     assert book.read() == {}
+    book.path.write_text(whole)
+    monkeypatch.setattr(scorebook, "_version", lambda: f"{__version__}+other")  # another state of a checkout
+    assert Scorebook(book.path).read() == {}
+    monkeypatch.setattr(scorebook, "_LARGEST_BYTES", 10)
+    with Scorebook(book.path) as other:
+        assert other.is_kept
+    assert book.path.read_text() == ""
 
 
 def test_a_picture_that_cannot_be_read_ends_the_run_and_keeps_the_rest(photos: Path, cache: Path) -> None:

@@ -450,11 +450,17 @@ def test_a_wrong_file_is_refused_and_doubt_is_said_where_there_is_some(
     assert names(cache) == []
 
 
-def test_without_a_connection_the_line_names_the_address_and_the_place(cache: Path, told: Told) -> None:
+def test_without_a_connection_the_line_names_the_address_and_the_place(
+    cache: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = entry("http://127.0.0.1:9/tiny.pth")
     with pytest.raises(ModelError) as caught:
         fetch.fetch(known, cache, told)
     assert f"put http://127.0.0.1:9/tiny.pth at {cache / 'tiny.pth'}" in str(caught.value)
+    assert str(caught.value).endswith("run liif fetch-weights tiny")
+    monkeypatch.setenv("LIIF_CACHE", str(cache / "other"))  # as where --dir names a folder
+    with pytest.raises(ModelError, match=rf"run liif fetch-weights tiny --dir {cache}$"):
+        fetch.fetch(known, cache, told)
     assert "\n" not in str(caught.value)
     assert names(cache) == []
 

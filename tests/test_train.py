@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -98,6 +99,73 @@ def everything(trainer):
     for number, values in trainer.optimiser.state_dict()["state"].items():
         state |= {f"optimiser.{number}.{key}": torch.as_tensor(value) for key, value in values.items()}
     return state
+
+
+def test_a_benchmark_s_folder_is_scored_on_its_pictures_not_on_their_reduced_copies(tmp_path, photographs):
+    (tmp_path / "Set5" / "HR").mkdir(parents=True)
+    (tmp_path / "Set5" / "LR_bicubic" / "X2").mkdir(parents=True)
+    for path in photographs.iterdir():
+        shutil.copy(path, tmp_path / "Set5" / "HR")
+        Image.open(path).reduce(2).save(tmp_path / "Set5" / "LR_bicubic" / "X2" / f"{path.stem}x2.png")
+    validator = Validator(tmp_path / "Set5", Validation())
+    assert [picture.shape[:2] for picture in validator.pictures] == [(60, 70 + number) for number in range(4)]
+
+
+def test_scores_belong_to_the_weights_they_were_measured_with(store, photographs, tmp_path):
+    config = tiny("iterations=4", "save_every=1", "validation.every=2", "validation.scales=[2]")
+    validator = Validator(photographs, config.validation)
+    trainer = Trainer(config, store, CPU)
+    stop_at = dataclasses.replace(config, iterations=2)
+    trainer.config = stop_at
+    run_training(trainer, tmp_path, validator=validator)
+    assert trainer.is_scored_by(validator)
+    assert checkpoint.read(tmp_path / checkpoint.RUN_MODEL).facts["scores"] == trainer.scores
+    trainer.config = config
+    trainer.step()
+    assert not trainer.is_scored_by(validator)
+    assert "scores" not in trainer.exported().facts
+    again = Trainer(stop_at, store, CPU)
+    again.resume(tmp_path)
+    assert again.is_scored_by(validator)
+    other = Validator(photographs, dataclasses.replace(config.validation, scales=(3.0,)))
+    shutil.copytree(photographs, tmp_path / "elsewhere" / photographs.name)
+    moved = Validator(tmp_path / "elsewhere" / photographs.name, config.validation)
+    assert not again.is_scored_by(other)
+    assert moved.name == validator.name
+    assert not again.is_scored_by(moved)
+
+
+def test_the_speed_that_is_logged_is_that_of_training(store, photographs, tmp_path, monkeypatch):
+    config = tiny("iterations=6", "log_every=4", "validation.every=3", "validation.scales=[2]")
+    clock = itertools.count()
+    monkeypatch.setattr(train_module.time, "perf_counter", lambda: next(clock))  # a look at the clock takes a second
+    scores = Validator.scores
+
+    def slowly(*arguments):
+        for _ in range(1000):
+            next(clock)
+        return scores(*arguments)
+
+    monkeypatch.setattr(Validator, "scores", slowly)
+    trainer = Trainer(config, store, CPU)
+    run_training(trainer, tmp_path, validator=Validator(photographs, config.validation))
+    seconds = [float(row["seconds"]) for row in table(tmp_path / LOG)]
+    assert len(seconds) == 2
+    assert all(2 <= value / steps < 10 for value, steps in zip(seconds, (4, 2), strict=True)), seconds
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "remedy"),
+    [
+        ("edsr-baseline-x4", ["scale_min=2", "scale_max=2"], "sample.scale_min=4 --set sample.scale_max=4"),
+        ("edsr-baseline-x4", ["scale_min=2", "queries=9"], "sample.scale_min=4 --set sample.scale_max=4"),
+        ("faces-32-256-upsample", ["low_res_side=64"], "sample.truth_side=512"),
+    ],
+)
+def test_a_network_of_one_scale_is_trained_at_no_other(preset, settings, remedy):
+    train_module.network(load_train(preset))
+    with pytest.raises(UsageError, match=rf"paints at x\d only; train it with --set {re.escape(remedy)}"):
+        train_module.network(load_train(preset, [f"sample.{setting}" for setting in settings]))
 
 
 # -- resuming --------------------------------------------------------------------------------------------------------

@@ -187,10 +187,7 @@ def _folder_set(path: Path) -> Dataset:
 
 
 def _named(folder: Path, *, suffix: bool) -> list[Truth]:
-    paths = [path for path in image_files(folder) if not path.name.startswith(".")]
-    if not paths:
-        raise InputError(f"{folder}: no pictures in it")
-    return [Truth(path.relative_to(folder).as_posix() if suffix else path.stem, path) for path in paths]
+    return [Truth(path.relative_to(folder).as_posix() if suffix else path.stem, path) for path in image_files(folder)]
 
 
 def read_rgb(path: Path) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -227,11 +228,16 @@ def evaluate(
                     book.add(key, score)
                 progress.scored(score, verbose=verbose)
         except KeyboardInterrupt:
-            progress.note(f"{len(scores)} of {work.count} scores are kept; the same command with --resume goes on")
+            if book.is_kept:
+                progress.note(f"{len(scores)} of {work.count} scores are kept; the same command with --resume goes on")
             raise
         finally:
             stream.close()
         rows = summarise(scores)
+        if same := {score.image: None for score in scores if math.isinf(score.psnr)}:
+            progress.note(
+                f"the same as the truth, so that means are infinite: {', '.join(same)}; leave flat pictures out"
+            )
         printed = {each.title: in_print(each.title) for each in sets} if protocol.is_published else {}
         if report is not None:
             page = write_report(report, rows, scores, details, printed)
@@ -320,11 +326,15 @@ class _Saver:
     def take(self, painted: Painted, image: Any) -> None:
         import numpy as np
 
-        from liif_cli.images import EXTENSIONS, Picture, write
+        from liif_cli.files import cannot_write
+        from liif_cli.images import Picture, write
 
-        below = Path(painted.dataset.title, f"x{painted.scale:g}", painted.method.name, painted.truth.name)
-        path = self.folder / below.with_name(f"{below.stem if below.suffix in EXTENSIONS else below.name}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        name = painted.truth.name if painted.truth.name.endswith(".png") else f"{painted.truth.name}.png"
+        path = self.folder / painted.dataset.title / f"x{painted.scale:g}" / painted.method.name / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
         pixels = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
         write(path, pixels, Picture(pixels), overwrite=True)
 

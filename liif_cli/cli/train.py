@@ -151,6 +151,8 @@ def train(
     from liif_cli.upscaler import choose_device
 
     processes = environment()
+    if processes.world > 1 and device not in ("auto", "cuda", "cpu"):
+        raise UsageError(f"--device {device}: of several processes each has its own; use cuda, cpu or auto")
     chosen = choose_device(f"cuda:{processes.local_rank}" if _is_cuda(device) and processes.world > 1 else device)
     say = _Terminal(config.iterations, quiet=quiet or not processes.first, verbose=verbose)
     with joined(processes, chosen), say:
@@ -170,9 +172,11 @@ def _train(
     begun: bool,
 ) -> int:
     from liif_cli import checkpoint
-    from liif_cli.train import TEACHER, Trainer, run_training
+    from liif_cli.train import TEACHER, Trainer, network, run_training
     from liif_cli.validate import Validator
 
+    network(config)  # what is wrong with it, or with the shares, is told before hours of decoding
+    processes.share(config.batch)
     beginning = checkpoint.read(_outside(run, config.start)) if config.start and not going_on else None
     teacher = None
     if config.teacher:
@@ -260,9 +264,9 @@ def _list() -> None:
 
 def _show(config: TrainConfig) -> None:
     from liif_cli.config import to_mapping
-    from liif_cli.models import build
+    from liif_cli.train import network
 
-    build(config.model)  # whatever is wrong with the network is said now
+    network(config)  # whatever is wrong with it is said now
     typer.echo(json.dumps(to_mapping(config), indent=2))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -74,6 +75,9 @@ def _lead(rows: Sequence[Row]) -> str:
     best = max(kernels, key=lambda row: row.psnr).method
     scores = {(row.method, row.dataset): row.psnr for row in here}
     gains = [(dataset, scores[name, dataset] - scores[best, dataset]) for _, dataset in scores if _ == name]
+    gains = [(dataset, gain) for dataset, gain in gains if math.isfinite(gain)]
+    if not gains:
+        return ""
     said = _listed([f"{gain:+.1f} dB on {dataset}".replace("-", "−") for dataset, gain in gains])
     return f"At ×{scale:g}, {name} against {best}: {said}."
 

@@ -19,6 +19,7 @@ from liif_cli.weights.cache import (
     Place,
     Record,
     bundled_path,
+    cache_folder,
     cached_names,
     check_size,
     drop_place,
@@ -93,9 +94,10 @@ def fetch(
             url = download.download(wanted, place.partial, watcher)
         except ModelError as error:
             doubt = _doubt(entry) if isinstance(error, download.MismatchError) else ""
+            apart = "" if folder == cache_folder().absolute() else f" --dir {folder}"
             raise ModelError(
                 f"{entry.name}: not fetched: {error}{doubt}; by other means: put"
-                f" {download.without_password(urls[0])} at {dropped} and run liif fetch-weights {entry.name}"
+                f" {download.without_password(urls[0])} at {dropped} and run liif fetch-weights {entry.name}{apart}"
             ) from None
         _confirm(entry, watcher)
         return _store_download(place, url, entry.file.sha256, _facts(entry))

@@ -133,6 +133,24 @@ def test_lossy_formats_stay_close_and_keep_all_metadata(
     assert_carried(again, source, dpi=extension == ".jpg")
 
 
+@pytest.mark.parametrize("budget_bytes", [HUGE, 0], ids=["memory", "stream"])
+@pytest.mark.parametrize("extension", [".png", ".jpg"])
+@pytest.mark.parametrize("icc", [None, RGB_PROFILE], ids=["plain", "profile"])
+def test_no_resolution_is_made_up(tmp_path: Path, extension: str, icc: bytes | None, budget_bytes: int) -> None:
+    path = tmp_path / f"a{extension}"
+    for dtype in (np.uint8, np.uint16) if extension == ".png" else (np.uint8,):
+        source = picture(3, dtype, icc=icc)
+        write_in_bands(path, source, budget_bytes=budget_bytes, overwrite=True)
+        with Image.open(path) as image:
+            assert "dpi" not in image.info
+        again = read(path)
+        assert again.icc == icc
+        assert extension == ".jpg" or np.array_equal(again.pixels, source.pixels)
+        stated = replace(source, dpi=(72.0, 72.0))
+        write_in_bands(path, stated, budget_bytes=budget_bytes, overwrite=True)
+        assert read(path).dpi == (72.0, 72.0)
+
+
 @pytest.mark.parametrize("extension", [".gif", ".bmp"])
 def test_formats_without_profiles_hold_srgb(tmp_path: Path, extension: str) -> None:
     path = tmp_path / f"a{extension}"

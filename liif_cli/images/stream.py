@@ -242,10 +242,13 @@ class _Pieces:
 
 @dataclass(frozen=True)
 class Inserted:
-    """Metadata to put into a file as it passes, `at` that many bytes from its start."""
+    """Metadata to put into a file as it passes, `at` that many bytes from its start; what lies before `until` is
+    searched for `without`, which is taken out."""
 
     at: int
     content: bytes
+    until: bytes = b""
+    without: bytes = b""
 
 
 def png_chunk(name: bytes, content: bytes) -> bytes:
@@ -254,14 +257,15 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 def png_metadata(carried: Picture) -> Inserted:
-    """Return EXIF and XMP as chunks of a PNG file."""
+    """Return EXIF and XMP as chunks of a PNG file, without the 72 dots an inch that libvips states by itself."""
     chunks = b""
     if carried.exif is not None:
         chunks += png_chunk(b"eXIf", carried.exif.removeprefix(PREFIX))
     if carried.xmp is not None:
         chunks += png_chunk(b"iTXt", PNG_XMP_HEADER + carried.xmp)
     # Behind the signature and the chunk IHDR: length, name, 13 bytes, checksum.
-    return Inserted(len(_PNG_START) + 12 + 13, chunks)
+    unstated = png_chunk(b"pHYs", struct.pack(">IIB", 2834, 2834, 1)) if carried.dpi is None else b""
+    return Inserted(len(_PNG_START) + 12 + 13, chunks, until=b"IDAT", without=unstated)
 
 
 def jpeg_metadata(carried: Picture) -> Inserted:
@@ -297,7 +301,7 @@ class _Sink:
                 self._file.write(chunk)
             else:
                 self._start += bytes(chunk)
-                if len(self._start) >= self._inserted.at:
+                if len(self._start) >= self._inserted.at and self._inserted.until in self._start:
                     self.flush()
         except BaseException as error:
             self.error = error
@@ -306,8 +310,9 @@ class _Sink:
 
     def flush(self) -> None:
         if self._start is not None:
-            at = self._inserted.at
-            self._file.write(self._start[:at] + self._inserted.content + self._start[at:])
+            at, without = self._inserted.at, self._inserted.without
+            own = self._start[at:].replace(without, b"", 1) if without else self._start[at:]
+            self._file.write(self._start[:at] + self._inserted.content + own)
             self._start = None
         self._file.flush()
 

@@ -220,7 +220,8 @@ class _Batch:
         self.writer.close()
         whole = {future: painting.task.job for painting, future in self.paintings if painting.complete}
         for future in wait(whole, timeout=SHORT_S).not_done:
-            self.listener.finishing(whole[future])
+            with suppress(OSError):  # as below
+                self.listener.finishing(whole[future])
         self.writer.join()
         for painting, future in self.paintings:
             if painting.complete and future.done() and future.exception() is None:
@@ -374,7 +375,7 @@ class _Painting:
         on_host = upscaler.device.type == "cpu"
         if limit_process and on_host:
             total = int(within_process(total) * (1 - AHEAD_SHARE))
-        if on_host:
+        if on_host and upscaler.memory_bytes is not None:
             total = max(0, total - layers_bytes(like))
         host = total if on_host else min(default_bytes(torch.device("cpu")), upscaler.memory_bytes or MOST_BYTES)
         self.writer_bytes = int(host * WRITER_SHARE)
@@ -545,8 +546,8 @@ def _destination(task: _Task, options: Options, *, deliver: bool = True) -> Iter
             yield path
         except LiifError as error:
             words = str(error).replace(str(path), "standard output")
-            elsewhere = f"name with TMPDIR another folder than {folder.parent}, where it waits to be whole"
-            raise type(error)(words.replace("name another folder", elsewhere)) from error
+            where = f"; it waits to be whole in {folder.parent}, and TMPDIR names another folder"
+            raise type(error)(words + where * ("another folder" in words)) from error
         if deliver:
             _deliver(path)
 

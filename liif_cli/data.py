@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +36,7 @@ from liif_cli.resize import bicubic_reduce_batch, pil_bicubic
 Size = tuple[int, int]  # (height, width)
 
 DECODED_AT_ONCE = 16
+STORE_KEPT_S = 24 * 3600
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".heic"})
 
 
@@ -116,14 +119,18 @@ def open_store(
     files = image_files(folder, without=apart)
     root = folder if folder.is_dir() else folder.parent
     stamp = [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    source = [str(folder.resolve()), square]
     key = hashlib.sha256(json.dumps([str(root.resolve()), square, stamp]).encode()).hexdigest()[:16]
     store, index = cache / f"{key}.rgb", cache / f"{key}.json"
     content = _index(index, store)
-    if content is None:
+    if content is not None:
+        with contextlib.suppress(OSError):
+            os.utime(index)  # still of use
+    else:
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            _decode(root, files, square, store, index, progress)
-            _drop_earlier(index)
+            _decode(root, files, square, store, index, progress, source)
+            _drop_earlier(index, source)
         except OSError as error:
             raise cannot_write(store, error) from error
         content = json.loads(index.read_text())
@@ -163,6 +170,7 @@ def _decode(
     store: Path,
     index: Path,
     progress: Callable[[int, int], None] | None,
+    source: list[Any],
 ) -> None:
     def decode(path: Path) -> tuple[np.ndarray, Size] | str:
         try:
@@ -192,18 +200,18 @@ def _decode(
             raise InputError(f"{root}: none of the {len(files)} pictures in it can be read; the first: {skipped[0]}")
     # The index last: a store without one does not count.
     with atomic_path(index, overwrite=True) as temporary:
-        source = [str(root.resolve()), square]
         temporary.write_text(json.dumps({"source": source, "pictures": pictures, "skipped": skipped}))
 
 
-def _drop_earlier(index: Path) -> None:
-    """Delete the stores of the same folder as it was before."""
-    source = json.loads(index.read_text())["source"]
+def _drop_earlier(index: Path, source: list[Any]) -> None:
+    """Delete the stores of the same folder as it was before, but for those that were opened in the last day: somebody
+    may still read from them."""
     for other in index.parent.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            if other != index and json.loads(other.read_text()).get("source") == source:
+            old = time.time() - other.stat().st_mtime > STORE_KEPT_S
+            if old and other != index and json.loads(other.read_text()).get("source") == source:
+                other.with_suffix(".rgb").unlink(missing_ok=True)
                 other.unlink()
-                other.with_suffix(".rgb").unlink()
 
 
 def middle_square(pixels: np.ndarray, side: int) -> np.ndarray:

@@ -18,8 +18,8 @@ from liif_cli.errors import OutputError
 # A name may be 255 bytes long on the usual file systems; what the temporary name adds must fit as well.
 _LONGEST_STEM_BYTES = 200
 # What only writing meets, so that it is about the file that is being written.
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
-UNWRITABLE = _NO_ROOM | {errno.EIO}  # what streams meet
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_ROOM = FULL | {errno.EROFS}
 
 
 @contextlib.contextmanager

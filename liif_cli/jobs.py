@@ -31,7 +31,6 @@ from liif_cli.images import (
     may_move,
     read,
     read_header,
-    tiles_folder,
 )
 from liif_cli.upscaler import Sizing
 
@@ -42,11 +41,13 @@ _MAY_MOVE = (".gif", ".webp", ".png", ".apng", ".avif")
 
 
 class Source(NamedTuple):
-    """An input and where it stood below the folder that was named, if one was. ``problem``: why there is none."""
+    """An input and where it stood below the folder that was named, if one was. ``problem``: why there is none.
+    ``found``: nobody named it, a folder or a pattern did."""
 
     path: Path
     below: Path = Path()
     problem: InputError | None = None
+    found: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ def _meant(text: str, recursive: bool, apart: Path | None) -> Found:
         return Found([Source(STANDARD)], [])
     if not os.path.lexists(text) and glob.has_magic(text):
         matches = sorted(map(_plain, glob.glob(text, recursive=True)))  # noqa: PTH207  patterns may be absolute
-        sources = [Source(item) for item in matches if _is_picture_name(item)]
+        matches = [item for item in matches if not _is_tile(item)]
+        sources = [Source(item, found=True) for item in matches if _is_picture_name(item)]
         others = list(filter(_is_of_another_kind, matches))
         for item in matches:  # folders mean what is in them, as where a shell fills in the pattern
             if is_folder(item) and (apart is None or _place(item) != _place(apart)):
@@ -180,17 +182,20 @@ def _meant(text: str, recursive: bool, apart: Path | None) -> Found:
 def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> Found:
     if not is_folder(path):
         return Found([Source(path)], [])
+    if _is_tile(path):
+        return Found([], [])
     pictures = []
     others: list[Path] = []
     unreadable: list[OSError] = []
     for folder, folders, names in os.walk(path, onerror=unreadable.append):
-        # Hidden folders hold thumbnails and the like, those of DeepZoom pictures tiles.
-        tiles = {tiles_folder(Path(name)).name for name in names if name.lower().endswith(".dzi")}
-        kept = [name for name in sorted(folders) if recursive and not name.startswith(".") and name not in tiles]
-        folders[:] = [name for name in kept if apart is None or _place(Path(folder, name)) != _place(apart)]
+        # Hidden folders hold thumbnails and the like.
+        kept = [Path(folder, name) for name in sorted(folders) if recursive and not name.startswith(".")]
+        kept = [item for item in kept if not _is_tile(item) and (apart is None or _place(item) != _place(apart))]
+        folders[:] = [item.name for item in kept]
         items = [Path(folder, name) for name in sorted(names)]
         others += filter(_is_of_another_kind, items)
-        pictures += [Source(item, item.parent.relative_to(path)) for item in items if _is_picture_name(item)]
+        names_below = (item for item in items if _is_picture_name(item))
+        pictures += [Source(item, item.parent.relative_to(path), found=True) for item in names_below]
     problems = [
         Source(Path(error.filename), problem=InputError(f"{error.filename}: cannot be read: {error.strerror}"))
         for error in unreadable
@@ -199,6 +204,12 @@ def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> Fou
         return Found(pictures + problems, others)
     hint = "" if recursive else "; add -r to look in its folders too"
     return Found([Source(path, problem=InputError(f"{path}: no pictures in this folder{hint}"))], [])
+
+
+def _is_tile(path: Path) -> bool:
+    """Whether it is, or lies in, the folder of a DeepZoom picture's tiles."""
+    folders = (folder for folder in (path, *path.parents) if folder.name.endswith("_files"))
+    return any(is_file(folder.with_name(f"{folder.name.removesuffix('_files')}.dzi")) for folder in folders)
 
 
 def _is_picture_name(path: Path) -> bool:
@@ -297,12 +308,14 @@ def _natural_extension(source: Source) -> str | None:
 
 def _without_outputs(jobs: list[Job], options: Options) -> Plan:
     label = rf"(?:x[\d.]+|\d+x\d+){_A_BOX}?"
-    made = {(_place(job.folder), job.stem) for job in jobs if job.exact is None}
+    made = {(_place(job.folder), job.stem): job.extension for job in jobs if job.exact is None}
 
     def is_output(job: Job) -> bool:
         path = job.source.path
         match = re.fullmatch(rf"(.+)_{label}", path.stem)
-        return match is not None and (_place(path.parent), match[1]) in made
+        made_from = None if match is None else (_place(path.parent), match[1])
+        # What somebody names is an output only where it has the very name of one.
+        return made_from in made and (job.source.found or made[made_from] == path.suffix.lower())
 
     left_out = [job.source.path for job in jobs if is_output(job)]
     return Plan([job for job in jobs if not is_output(job)], left_out)

@@ -16,7 +16,7 @@ from typing import TextIO
 from liif_cli import __version__
 from liif_cli.evaluate import Score
 
-_LARGEST_BYTES = 1 << 25  # begun anew beyond: about eighty thousand scores
+_LARGEST_BYTES = 1 << 25  # begun anew beyond, unless it is read from: about eighty thousand scores
 
 
 def _version() -> str:

@@ -395,7 +395,7 @@ def network(config: TrainConfig) -> Model:
         if rule.kind == "crops" and {rule.scale_min, rule.scale_max} != {scale}:
             fit = f"sample.scale_min={scale} --set sample.scale_max={scale}"
             raise UsageError(f"this network paints at x{scale} only; train it with --set {fit}")
-        if rule.kind != "crops" and rule.truth_side != side:
+        if rule.kind == "resized" and rule.truth_side != side:
             raise UsageError(f"this network paints at x{scale} only; train it with --set sample.truth_side={side}")
     return model
 

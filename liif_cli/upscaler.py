@@ -256,7 +256,8 @@ class OpenPicture:
     def _painted(
         self, number: int, size: Size, box: Box | None, report: Callable[[float], None]
     ) -> Generator[np.ndarray, None, None]:
-        """The bands of a layer; from where half precision fails on in float32."""
+        """The bands of a layer; where half precision fails all is painted again in float32, and what was given already
+        is left out."""
         done = again = 0
         while done < size[0]:
             try:
@@ -270,7 +271,7 @@ class OpenPicture:
             except RangeError:
                 if self._in_float32 is None:
                     raise
-                _log.warning("liif: values leave the range of half precision; going on in float32")
+                _log.info("liif: values leave the range of half precision; going on in float32")
                 self._layers[number].forget()
                 self._layers[number] = self._in_float32(number)
                 again = done

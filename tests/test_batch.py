@@ -256,14 +256,16 @@ def test_a_long_wait_for_what_only_has_to_be_written_is_told(folder: Path, monke
         if picture.size[0] == 11:
             raise KeyboardInterrupt
 
+    told = threading.Event()
+
     def write(self: Any, path: Path, picture: Picture) -> None:
         plain(self, path, picture)
-        time.sleep(0.3)
+        assert told.wait(10)
 
     plain = batch._Painting._write_picture
     monkeypatch.setattr(batch._Painting, "_write_picture", write)
     monkeypatch.setattr(batch, "SHORT_S", 0.01)
-    log = Log()
+    log = Log(lambda event: told.set() if event.startswith("finish") else None)
     with pytest.raises(KeyboardInterrupt):
         go("abc", Painter(2, first), log)
     assert log.events[-2:] == ["finish a", "done a"]

@@ -56,16 +56,18 @@ def test_hidden_pictures_are_passed_over(folder):
     assert image_files(folder / ".trash")  # named itself
 
 
-def test_of_a_folder_s_decoded_pictures_only_the_last_are_kept(folder, tmp_path):
+@pytest.mark.parametrize(("kept", "left"), [(-1, 4), (3600, 5)])
+def test_of_a_folder_s_decoded_pictures_only_the_last_are_kept(folder, tmp_path, monkeypatch, kept, left):
+    monkeypatch.setattr(data, "STORE_KEPT_S", kept)
     cache = tmp_path / "cache"
-    other = open_store(folder / "below", cache)
+    apart = [open_store(folder / "below", cache), open_store(folder / "a.png", cache)]
     square = open_store(folder, cache, square=16)
     for number in range(2):
         Image.fromarray(noise(60, 60, number)).save(folder / f"new{number}.png")
         store = open_store(folder, cache)
-    assert len(list(cache.glob("*.rgb"))) == len(list(cache.glob("*.json"))) == 3
+    assert len(list(cache.glob("*.rgb"))) == len(list(cache.glob("*.json"))) == left
     assert len(store) == len(square) + 2
-    assert other[0].shape == (64, 40, 3)
+    assert [other[0].shape for other in apart] == [(64, 40, 3), (50, 60, 3)]
 
 
 def test_a_folder_is_decoded_once_and_what_is_left_out_is_said(folder, tmp_path, monkeypatch):

@@ -240,6 +240,7 @@ def test_where_half_precision_fails_by_itself_float32_goes_on(channels, monkeypa
 
     monkeypatch.setattr(rooms._OnItsWay, "arrived", fails)
     model = load(OFFICIAL, device="cpu")
+    caplog.set_level("INFO", "liif_cli.upscaler")
     answer = model.upscale(pixels, 2)
     assert "going on in float32" in caplog.text
     assert np.abs(answer.astype(int) - exact).max() <= 1

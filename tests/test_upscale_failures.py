@@ -446,7 +446,7 @@ def test_a_full_folder_of_temporary_files_is_named_with_its_remedy(
     ran = upscale("photo.png", "--scale", "2", "-o", "-")
     assert ran.code == 5
     assert "standard output: about " in ran.err
-    assert f"name with TMPDIR another folder than {tempfile.gettempdir()}, where it waits to be whole" in ran.err
+    assert f"; it waits to be whole in {tempfile.gettempdir()}, and TMPDIR names another folder\n" in ran.err
 
 
 def test_a_disk_that_fills_up_in_the_middle(upscale: Cli, tmp_path: Path, small_disk: Path) -> None:

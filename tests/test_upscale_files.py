@@ -417,8 +417,27 @@ def test_tiles_of_an_earlier_run_are_no_inputs(upscale: Cli, tmp_path: Path) -> 
     assert (tmp_path / "photos/in/a_x2.dzi").is_file()
     before = tree(tmp_path)
     assert any(name.startswith("photos/in/a_x2_files/") for name in before)
-    assert upscale(*arguments).code == 0
-    assert tree(tmp_path) == before
+    for names in (["photos"], ["photos/*"], ["photos/**"], ["photos/in/a.png", "photos/in/a_x2_files"]):
+        assert upscale(*names, *arguments[1:]).code == 0
+        assert tree(tmp_path) == before
+
+
+def test_a_named_picture_is_an_output_only_where_it_has_the_name_of_one(upscale: Cli, tmp_path: Path) -> None:
+    for name in ("beach.png", "beach_1920x1080.jpg", "beach_x3.png"):
+        save(tmp_path / name, photo(8, 8))
+    assert upscale("beach.png", "beach_1920x1080.jpg", "beach_x3.png", "--scale", "2").code == 0
+    made = ["beach.png", "beach_1920x1080.jpg", "beach_1920x1080_x2.png", "beach_x2.png", "beach_x3.png"]
+    assert tree(tmp_path) == made
+
+
+def test_a_picture_that_ends_before_it_begins_does_not_end_the_batch(upscale: Cli, tmp_path: Path) -> None:
+    for length in (12, 16, 20):
+        (tmp_path / f"{length}.webp").write_bytes(b"RIFF\x00\x01\x00\x00WEBPVP8X\x0a\x00\x00\x00"[:length])
+    save(tmp_path / "good.webp", photo(8, 8))
+    ran = upscale("12.webp", "16.webp", "20.webp", "good.webp", "--scale", "2")
+    assert ran.code == 1
+    assert "Traceback" not in ran.err
+    assert (tmp_path / "good_x2.png").is_file()
 
 
 def test_outputs_of_another_format_are_no_inputs_and_scripts_are_told(upscale: Cli, photos: Path) -> None:

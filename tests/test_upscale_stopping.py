@@ -278,7 +278,7 @@ def test_standard_output_that_takes_nothing(nursery: Nursery, tmp_path: Path, li
     save(tmp_path / "photos/photo.png", photo(40, 50))
     (tmp_path / "stdout").symlink_to("/dev/full")
     nursery.start(tmp_path, *line.format(tiny=TINY).split())
-    assert nursery.end(20) == 5
+    assert nursery.end(60) == 5
     assert (tmp_path / "stderr").read_text() == (
         "liif: standard output: the disk is full; free some space or name another folder\n"
     )

@@ -25,7 +25,7 @@ from liif_cli.cli.stopping import stoppable
 from liif_cli.cli.train import train
 from liif_cli.cli.upscale import EXAMPLES, upscale
 from liif_cli.errors import LiifError
-from liif_cli.files import UNWRITABLE, cannot_write
+from liif_cli.files import FULL, cannot_write
 
 INTERRUPTED = 130
 
@@ -49,7 +49,7 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
             code = 1
         except OSError as error:
             # What concerns files is told where it happens; what is left is what was to be said.
-            if error.filename is not None or error.errno not in UNWRITABLE:
+            if error.errno not in FULL or error.filename is not None:
                 raise
             told = cannot_write(Path("standard output"), error)
             print(f"liif: {told}", file=sys.stderr)

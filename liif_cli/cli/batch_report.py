@@ -78,7 +78,9 @@ class Report:
 
     def finishing(self, job: Job) -> None:
         """See ``batch.Listener``."""
-        complain(f"finishing {job.source.path.name}, which only has to be written; once more ends it at once")
+        if stopping.is_asked():
+            text = f"liif: finishing {job.source.path.name}, which only has to be written; once more ends it at once"
+            self._above(text) if self.progress.live.is_started else print(text, file=sys.stderr, flush=True)
 
     def finished(self, result: Result) -> None:
         """See ``batch.Listener``."""

@@ -31,6 +31,11 @@ def check() -> None:
         raise _heard[0]
 
 
+def is_asked() -> bool:
+    """Whether somebody asked the program to stop."""
+    return bool(_heard)
+
+
 def _say_unless_stopped(lost: sys.UnraisableHookArgs) -> None:
     if not isinstance(lost.exc_value, Stopped):
         sys.__unraisablehook__(lost)

@@ -7,7 +7,7 @@ from liif_cli.images.animation import MOVING, Animation, check_animation, read_a
 from liif_cli.images.arrays import from_array, to_array
 from liif_cli.images.compose import compose, layers, layers_bytes
 from liif_cli.images.fit import fitted
-from liif_cli.images.formats import FORMATS, Format, check_output, format_of, tiles_folder
+from liif_cli.images.formats import FORMATS, Format, check_output, format_of
 from liif_cli.images.header import Header, may_move, read_header
 from liif_cli.images.picture import Picture
 from liif_cli.images.pillow import from_pil, to_pil
@@ -38,7 +38,6 @@ __all__ = [
     "read",
     "read_animation",
     "read_header",
-    "tiles_folder",
     "to_array",
     "to_pil",
     "write",

@@ -74,7 +74,7 @@ def may_move(path: Path) -> bool:
     except OSError:
         return False
     if head[8:12] == b"WEBP":
-        return head[12:16] == b"VP8X" and bool(head[20] & 2)
+        return head[12:16] == b"VP8X" and len(head) > 20 and bool(head[20] & 2)
     return head[4:8] != b"ftyp" or b"avis" in brands(head)
 
 

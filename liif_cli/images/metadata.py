@@ -133,15 +133,20 @@ _XMP_HEIGHT = _xmp_field(rb"(?:exif:PixelYDimension|tiff:ImageLength)")
 # GCamera:MotionPhoto="1", <Container:Directory>...</Container:Directory>.
 _BEHIND = rb"(?:hdrgm:\w+|(?:GCamera|Camera):(?:MotionPhoto|MicroVideo)\w*|(?:GContainer|Container):Directory)"
 _XMP_BEHIND = re.compile(
-    rb"\s" + _BEHIND + rb"\s*=\s*(?:\"[^\"]*\"|'[^']*')|<(?P<name>" + _BEHIND + rb")\b(?:[^>]*/>|.*?</(?P=name)\s*>)",
+    rb"\s" + _BEHIND + rb"\s*=\s*(?:\"[^\"]{0,4096}\"|'[^']{0,4096}')"
+    rb"|<(?P<name>" + _BEHIND + rb")\b(?:[^>]{0,4096}/>|.{0,4096}?</(?P=name)\s*>)",
     re.DOTALL,
 )
+_LONGEST_XMP = 1 << 18  # beyond, and without the bounds above, a hostile packet would take hours
 
 
 def upright_xmp(xmp: bytes | None) -> bytes | None:
     """Return the XMP packet of what was read alone: with orientation 1, without what announces more behind the
     picture."""
-    return _XMP_BEHIND.sub(b"", _XMP_ORIENTATION.sub(rb"\g<before>1", xmp)) if xmp else None
+    if not xmp:
+        return None
+    upright = _XMP_ORIENTATION.sub(rb"\g<before>1", xmp)
+    return _XMP_BEHIND.sub(b"", upright) if len(upright) <= _LONGEST_XMP else upright
 
 
 def resized_xmp(xmp: bytes | None, size: tuple[int, int]) -> bytes | None:

@@ -242,12 +242,11 @@ class _Pieces:
 
 @dataclass(frozen=True)
 class Inserted:
-    """Metadata to put into a file as it passes, `at` that many bytes from its start; what lies before `until` is
-    searched for `without`, which is taken out."""
+    """Metadata to put into a file as it passes, `at` that many bytes from its start. Of a PNG file the chunk `without`
+    is taken out, if it comes before the pixels."""
 
     at: int
     content: bytes
-    until: bytes = b""
     without: bytes = b""
 
 
@@ -264,8 +263,7 @@ def png_metadata(carried: Picture) -> Inserted:
     if carried.xmp is not None:
         chunks += png_chunk(b"iTXt", PNG_XMP_HEADER + carried.xmp)
     # Behind the signature and the chunk IHDR: length, name, 13 bytes, checksum.
-    unstated = png_chunk(b"pHYs", struct.pack(">IIB", 2834, 2834, 1)) if carried.dpi is None else b""
-    return Inserted(len(_PNG_START) + 12 + 13, chunks, until=b"IDAT", without=unstated)
+    return Inserted(len(_PNG_START) + 12 + 13, chunks, without=b"" if carried.dpi else b"pHYs")
 
 
 def jpeg_metadata(carried: Picture) -> Inserted:
@@ -301,7 +299,8 @@ class _Sink:
                 self._file.write(chunk)
             else:
                 self._start += bytes(chunk)
-                if len(self._start) >= self._inserted.at and self._inserted.until in self._start:
+                until = b"IDAT" if self._inserted.without else b""
+                if len(self._start) >= self._inserted.at and until in self._start:
                     self.flush()
         except BaseException as error:
             self.error = error
@@ -310,11 +309,22 @@ class _Sink:
 
     def flush(self) -> None:
         if self._start is not None:
-            at, without = self._inserted.at, self._inserted.without
-            own = self._start[at:].replace(without, b"", 1) if without else self._start[at:]
-            self._file.write(self._start[:at] + self._inserted.content + own)
+            at = self._inserted.at
+            rest = _without_chunk(self._start[at:], self._inserted.without)
+            self._file.write(self._start[:at] + self._inserted.content + rest)
             self._start = None
         self._file.flush()
+
+
+def _without_chunk(chunks: bytes, name: bytes) -> bytes:
+    """PNG chunks up to the pixels, and what follows, without the first of a name."""
+    at = 0
+    while name and chunks[at + 4 : at + 8] not in (b"IDAT", b""):
+        end = at + 12 + int.from_bytes(chunks[at : at + 4], "big")
+        if chunks[at + 4 : at + 8] == name:
+            return chunks[:at] + chunks[end:]
+        at = end
+    return chunks
 
 
 @contextlib.contextmanager

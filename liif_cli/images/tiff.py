@@ -109,17 +109,19 @@ def count_pages(file: BinaryIO) -> int:
     layout, at = _header(file)
     seen: set[int] = set()
     sizes: list[tuple[float, float]] = []
-    first, following = _entries(file, layout, at)
-    leads_on = following or any(tag == _SUBDIRECTORIES for tag, _ in first)
+    more_below = any(tag == _SUBDIRECTORIES for tag, _ in _entries(file, layout, at)[0])
+    begins_with_preview = False
     while at and at not in seen and len(seen) < _MOST_DIRECTORIES:
         seen.add(at)
         tags = _tags_at(file, layout, at, _PAGE_TAGS)
         kind, width, height = ((tags[tag].numbers() or [0])[0] if tag in tags else 0 for tag in _PAGE_TAGS)
         if not int(kind) & (_REDUCED | _MASK):
             sizes.append((width, height))
-        elif len(seen) == 1 and leads_on:
-            return 0
+        elif len(seen) == 1:
+            begins_with_preview = bool(int(kind) & _REDUCED)
         at = _entries(file, layout, at)[1]
+    if begins_with_preview and (sizes or more_below):
+        return 0
     # Some previews are not marked as such.
     return max(1, sum(2 * width >= sizes[0][0] and 2 * height >= sizes[0][1] for width, height in sizes))
 

@@ -36,7 +36,7 @@ from liif_cli.models.mlp import MLP
 # third of it the calls cost a tenth more, with twice as much the states travel. A GPU wants enough of them to fill it.
 CPU_BLOCK_BYTES = 3 * 2**19
 GPU_BLOCK_QUERIES = 2**20
-# The side of the patch on which a fused kernel is tried, and how far rounding may take it from single operations.
+# Pixels of the patch on which a fused kernel is tried, and how far rounding may take it from single operations.
 PATCH_PIXELS, PATCH_TOLERANCE = 2**16, 0.05
 EVERYTHING = slice(None)
 

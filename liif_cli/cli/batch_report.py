@@ -57,7 +57,8 @@ class Report:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.progress.stop()
+        if not self.progress.disable:  # rich before 14.3 ends a bar that was never shown with an empty line
+            self.progress.stop()
 
     def started(self, job: Job) -> None:
         """See ``batch.Listener``."""

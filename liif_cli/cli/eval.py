@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -383,6 +383,7 @@ class _Progress:
 @contextmanager
 def _progress(count: int, *, quiet: bool) -> Iterator[_Progress]:
     progress = _Progress(count, quiet=quiet)
-    with progress.bar:
+    # rich before 14.3 ends a bar that was never shown with an empty line.
+    with nullcontext() if progress.bar.disable else progress.bar:
         yield progress
     sys.stdout.flush()

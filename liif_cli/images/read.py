@@ -178,9 +178,12 @@ def recognise(file: Opened) -> Image.Image:
         file.stream.seek(0)
         with decoding(file.name):
             image: Image.Image = factory(file.stream, str(file.path or ""))
-            # Pillow spreads grey of 2 and 4 bits over 8, but not the shade that is meant to be transparent.
-            if image.format == "PNG" and image.mode == "L" and isinstance(shade := image.info.get("transparency"), int):
-                image.info["transparency"] = shade * 255 // (2 ** min(png_depth(file), 8) - 1)
+            # Pillow spreads grey of few bits over 8, but not the shade that is meant to be transparent; that of one bit
+            # it does since version 12.
+            shade = image.info.get("transparency")
+            if image.format == "PNG" and image.mode in ("1", "L") and isinstance(shade, int):
+                greatest = 2 ** min(png_depth(file), 8) - 1
+                image.info["transparency"] = min(shade, greatest) * 255 // greatest
             return image
     if heic:
         raise InputError(f"{file.name}: is a HEIC picture; install the reader with: pip install pillow-heif")

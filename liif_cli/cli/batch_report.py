@@ -81,7 +81,7 @@ class Report:
         """See ``batch.Listener``."""
         if stopping.is_asked():
             text = f"liif: finishing {job.source.path.name}, which only has to be written; once more ends it at once"
-            self._above(text) if self.progress.live.is_started else print(text, file=sys.stderr, flush=True)
+            self._tell(text)
 
     def finished(self, result: Result) -> None:
         """See ``batch.Listener``."""
@@ -115,14 +115,16 @@ class Report:
             print(text, flush=True)
 
     def _complain(self, source: Path, error: Exception) -> None:
-        text = words(source, error)
+        self._tell(words(source, error))
+        # Bugs of ours keep their traceback.
+        if self.verbose or not isinstance(error, LiifError):
+            traceback.print_exception(error)
+
+    def _tell(self, text: str) -> None:
         if self.progress.live.is_started:
             self._above(text)
         else:
             print(text, file=sys.stderr, flush=True)
-        # Bugs of ours keep their traceback.
-        if self.verbose or not isinstance(error, LiifError):
-            traceback.print_exception(error)
 
     def _above(self, text: str) -> None:
         """Print above the bar, as it is: not coloured, not wrapped."""

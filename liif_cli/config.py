@@ -104,6 +104,7 @@ class TrainConfig:
     seed: int = 0
     start: str = ""  # the model, by name or file, whose weights the run begins with; "" are random ones
     teacher: str = ""  # the model, by name or file, whose answers are learned; "" learns the pictures themselves
+    teacher_share: float = 1.0  # the truth that is learned is so much the teacher's answers, the rest the pictures' own
     sample: SampleRule = field(default_factory=SampleRule)
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
@@ -151,7 +152,7 @@ def check(config: TrainConfig) -> TrainConfig:
               "schedule.final": schedule.final, "schedule.fall": schedule.fall, "schedule.factor": schedule.factor,
               "validation.every": validation.every, "validation.pictures": validation.pictures,
               "validation.crop": validation.crop, "ema": config.ema,
-              "residual_start": config.residual_start}  # fmt: skip
+              "teacher_share": config.teacher_share, "residual_start": config.residual_start}  # fmt: skip
     for where, value in others.items():
         _at_least(where, value, 0)
     _at_least("sample.scale_min", sample.scale_min, 1)
@@ -165,6 +166,8 @@ def check(config: TrainConfig) -> TrainConfig:
         raise UsageError(f"schedule.fall = {schedule.fall!r}: it is a share of the run, 1 at most")
     if sample.chosen > 1:
         raise UsageError(f"sample.chosen = {sample.chosen!r}: it is a share of the samples, 1 at most")
+    if config.teacher_share > 1:
+        raise UsageError(f"teacher_share = {config.teacher_share!r}: it is a share of the truth, 1 at most")
     if sample.kind == "picture" and sample.augment != "none":
         raise UsageError(f"sample.augment = {sample.augment!r}: one picture is fitted as it stands; use none")
     if config.seed >= 2**63:

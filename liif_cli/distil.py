@@ -43,13 +43,23 @@ class Taught:
     a step gets depends on its number alone, as with the sampler.
     """
 
-    def __init__(self, sampler: Sampler, teacher: Model, dtype: torch.dtype | None = None, *, parts: int = 1) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        teacher: Model,
+        dtype: torch.dtype | None = None,
+        *,
+        parts: int = 1,
+        share: float = 1.0,
+    ) -> None:
         """``teacher`` is on the device that batches are asked for, and computes in ``dtype`` (None: float32), a batch
-        in so many ``parts``, one after the other."""
+        in so many ``parts``, one after the other. The truth is so large a ``share`` of its answers, the rest the
+        pictures' own pixels."""
         self.sampler = sampler
         self.teacher = teacher
         self.dtype = dtype
         self.parts = parts
+        self.share = share
 
     def batches(self, step: int, numbers: Sequence[int], device: torch.device) -> Iterator[Batch]:
         """Batches from ``step`` on, without end, as :meth:`Sampler.batches`."""
@@ -77,4 +87,4 @@ class Taught:
             with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
                 answers = self.teacher.fold(self.teacher.encode(low_res), cell).query(coords)
             part.high_res.add_(answers.float())
-        return batch._replace(high_res=total / len(ALL_VIEWS))
+        return batch._replace(high_res=torch.lerp(batch.high_res, total / len(ALL_VIEWS), self.share))

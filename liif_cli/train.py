@@ -228,7 +228,7 @@ class Trainer:
             raise UsageError(f"{where}: paints at x{teacher.native_scale} only; a teacher answers at any scale")
         dtype = None if teacher.needs_float32 else autocast_type(self.config.precision, self.device)
         teacher = teacher.eval().to(self.device, memory_format=memory_format(self.device))  # type: ignore[call-overload]
-        self._source = Taught(self.sampler, teacher, dtype, parts=self.parts)
+        self._source = Taught(self.sampler, teacher, dtype, parts=self.parts, share=self.config.teacher_share)
 
     def step(self) -> None:
         """One iteration. Its loss is L1 on [-1, 1], as the official code has it; :meth:`losses` tells it.

@@ -81,6 +81,8 @@ def test_what_is_learned_is_the_teachers_mean_over_turned_and_transposed_samples
     in_parts = next(Taught(sampler, teacher, parts=3).batches(0, range(3), CPU))
     torch.testing.assert_close(in_parts.high_res, first.high_res, rtol=0, atol=1e-6)
     assert (first.high_res - answers(teacher, *first[:3])).abs().max() > 1e-4  # not just one of them
+    shared = next(Taught(sampler, teacher, share=0.75).batches(0, range(3), CPU))
+    torch.testing.assert_close(shared.high_res, 0.75 * first.high_res + 0.25 * batch.high_res, rtol=0, atol=1e-6)
 
 
 def test_each_batch_comes_once_in_each_view_and_not_before_all_others(sampler, teacher):

@@ -135,12 +135,15 @@ class Plan(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A picture to paint: the size of the input, the window of it wanted and the size of the output."""
+    """A picture to paint, and what becomes of it."""
 
     image: Size
-    box: Box
-    painted: Size  # what the network paints
-    output: Size  # what is wanted; resampled from ``painted`` where they differ
+    box: Box  # the window of the image that is painted
+    painted: Size  # its size
+    output: Size  # what is wanted
+    # Of each axis the part of the painted pixels that the output is resampled from, or None where it is all of them as
+    # they are. What lies around it is for the taps at its edges.
+    windows: tuple[tuple[float, float] | None, tuple[float, float] | None]
 
 
 def whole(image: Size) -> Box:
@@ -164,6 +167,9 @@ def make_task(model: Model, image: Size, output: Size, box: Box | None = None, f
     single-scale network paints at its own scale and is resampled to any other; and beyond the scale ``farthest`` no
     network knows more than it does there, so the rest of the way goes by bicubic interpolation.
 
+    There the window is painted with as much around it as the resampling reads, on the grid of the whole image, so that
+    windows are parts of the same picture to their edges.
+
     Raises InputError for a box that is empty or not inside the image.
     """
     box = box or whole(image)
@@ -173,13 +179,37 @@ def make_task(model: Model, image: Size, output: Size, box: Box | None = None, f
             f" the picture of {image[1]}x{image[0]} pixels"
         )
     sides = box_sides(image, box)
-    if model.native_scale is not None:
-        painted = tuple(max(1, round(side * model.native_scale)) for side in sides)
-    else:
-        painted = tuple(
-            math.ceil(max(min(wanted, side * farthest), side)) for side, wanted in zip(sides, output, strict=True)
-        )
-    return Task(image, box, (painted[0], painted[1]), output)
+    spans = (box.top, box.bottom), (box.left, box.right)
+    rows, columns = (
+        _stretch(model.native_scale, farthest, *axis) for axis in zip(image, spans, sides, output, strict=True)
+    )
+    area = Box(rows.span[0], columns.span[0], rows.span[1], columns.span[1])
+    return Task(image, area, (rows.painted, columns.painted), output, (rows.window, columns.window))
+
+
+class _Stretch(NamedTuple):
+    """One axis of a task."""
+
+    span: tuple[float, float]
+    painted: int
+    window: tuple[float, float] | None
+
+
+def _stretch(
+    native: int | None, farthest: float, length: int, span: tuple[float, float], side: float, wanted: int
+) -> _Stretch:
+    """What to paint for so many ``wanted`` pixels of a ``span``, of the length ``side``, of an axis."""
+
+    # By the half pixel a size may be rounded up at the farthest scale nothing is lost.
+    if wanted == round(side * native) if native is not None else side <= wanted <= side * farthest + 0.5:
+        return _Stretch(span, wanted, None)
+    # What is painted of a pixel: the same number wherever the window lies, since it begins and ends with a pixel.
+    each = native or (farthest if wanted > side else 1)
+    reach = BandResampler.REACH_PX * max(1, each * side / wanted) / each
+    start, stop = max(0, math.floor(span[0] - reach)), min(length, math.ceil(span[1] + reach))
+    painted = math.ceil((stop - start) * each)
+    first, last = ((edge - start) * painted / (stop - start) for edge in span)
+    return _Stretch((start, stop), painted, (first, min(last, painted)))
 
 
 class Costs(NamedTuple):
@@ -239,7 +269,7 @@ def make_plan(
     row_pixels = max(task.painted[1], -(-task.output[1] * task.output[0] // task.painted[0]))
     # What waits for its taps there, twice while it is moved.
     waiting = math.ceil(2 * 4 * max(1, task.painted[0] / task.output[0])) * task.output[1] * 3 * FLOAT_BYTES
-    resampled = 0 if task.painted == task.output else waiting
+    resampled = 0 if task.windows == (None, None) else waiting
 
     def read(tile: Size) -> Size:
         return min(tile[0] + 2 * halo, image[0]), min(tile[1] + 2 * halo, image[1])
@@ -413,7 +443,7 @@ class Encoded:
         engine = self.engine
         task = make_task(engine.model, self.size, output, box, engine.farthest)
         smaller = all(wanted <= side for wanted, side in zip(output, self.size, strict=True))
-        if smaller and task.box == whole(self.size) and not engine.model.holds_picture:
+        if smaller and box in (None, whole(self.size)) and not engine.model.holds_picture:
             yield from _reduced(self.image, output, report)  # where all is known there is nothing to ask
             return
         painters = engine.painters(self.budget_bytes)
@@ -428,10 +458,10 @@ class Encoded:
             hold_image=self.again,
         )
         painted = _Painting(self, task, plan, painters, report).bands()
-        if task.painted == task.output:
+        if task.windows == (None, None):
             yield from painted
             return
-        resampler = BandResampler(task.painted, task.output)
+        resampler = BandResampler(task.painted, task.output, task.windows)
         for band in painted:
             rows = resampler.push(band)
             if len(rows):

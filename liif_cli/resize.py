@@ -29,6 +29,7 @@ from liif_cli.errors import InputError
 
 Kernel = Literal["bicubic", "lanczos3"]
 Edges = Literal["drop", "symmetric"]
+Window = tuple[float, float]  # (start, stop)
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -89,7 +90,7 @@ def taps(
     kernel: Kernel = "bicubic",
     *,
     edges: Edges = "drop",
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
 ) -> Taps:
     """Return the weights that resample `n_in` pixels into `n_out`.
 
@@ -292,17 +293,28 @@ class BandResampler:
     are products of small dense blocks of the banded weights, which a BLAS does faster than taps one by one.
     """
 
-    def __init__(self, in_size: tuple[int, int], out_size: tuple[int, int]) -> None:
+    REACH_PX = _KERNELS["bicubic"][1]  # how far from an output pixel's centre it reads, in the larger of both pixels
+
+    def __init__(
+        self,
+        in_size: tuple[int, int],
+        out_size: tuple[int, int],
+        windows: tuple[Window | None, Window | None] = (None, None),
+    ) -> None:
         """Plan both axes: bicubic, antialiased when shrinking, taps beyond the edge dropped.
 
         Args:
             in_size, out_size: (height, width).
+            windows: of each axis, (start, stop) in input pixels, the part that the output covers; the whole axis by
+                default.
 
         Raises:
             ValueError: as `taps`.
         """
         self.in_size, self.out_size = in_size, out_size
-        self._rows, self._columns = (taps(n_in, n_out) for n_in, n_out in zip(in_size, out_size, strict=True))
+        self._rows, self._columns = (
+            taps(n_in, n_out, window=window) for n_in, n_out, window in zip(in_size, out_size, windows, strict=True)
+        )
         self._rows_needed = np.maximum.accumulate(self._rows.stop)  # input rows that each output row waits for, (H,)
         self._column_blocks: list[_Block] = []  # built when the first band tells the number of channels
         self._held = np.zeros((0, 0), np.float32)  # rows resampled along the width, (rows, W * C)

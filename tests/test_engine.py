@@ -385,6 +385,27 @@ def test_beyond_the_farthest_scale_bicubic_goes_on():
     assert np.abs(paint(engine, pixels, (100, 170)) - expected).max() <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["liif", "metasr", "single x2"])
+@pytest.mark.parametrize(
+    ("scales", "box"),
+    [
+        ((7, 7), Box(2, 4, 10, 16)),
+        ((5, 4.25), Box(8, 4, 9, 8)),
+        ((10, 2), Box(2.4, 0, 14, 24)),
+        ((10, 5), Box(8.5, 6.8, 9.6, 7.6)),
+        ((0.5, 3), Box(2, 4, 10, 16)),
+        ((0.25, 6), Box(4, 8.5, 16, 9)),
+    ],
+)
+def test_windows_are_parts_of_the_whole_picture_where_it_is_resampled(name, scales, box):
+    engine, pixels = make(name), picture(20, 24)
+    engine.farthest = 4
+    whole = paint(engine, pixels, (round(20 * scales[0]), round(24 * scales[1])))
+    top, left, bottom, right = (round(edge * scales[number % 2]) for number, edge in enumerate(box))
+    got = paint(engine, pixels, (bottom - top, right - left), box)
+    assert np.abs(got - whole[top:bottom, left:right]).max() <= 1e-5
+
+
 def test_bands_are_small_however_far_the_picture_is_enlarged():
     engine = make("liif")
     engine.farthest = 4

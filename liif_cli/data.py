@@ -28,7 +28,7 @@ from torch import Tensor
 
 from liif_cli.config import SampleRule
 from liif_cli.errors import InputError, LiifError
-from liif_cli.files import atomic_path, cannot_write
+from liif_cli.files import atomic_path, cannot_write, walk
 from liif_cli.images import Picture, read
 from liif_cli.images.fit import eight_bits
 from liif_cli.resize import bicubic_reduce_batch, pil_bicubic
@@ -47,7 +47,7 @@ _SET_APART = re.compile(r"(.*_)?(LR|valid|test)(_.*)?")
 
 def set_apart(folder: Path) -> list[Path]:
     """The folders below that training passes over, unless one of them is named itself."""
-    return sorted(path for path in folder.rglob("*") if path.is_dir() and _SET_APART.fullmatch(path.name))
+    return [here / name for here, folders, _ in walk(folder) for name in folders if _SET_APART.fullmatch(name)]
 
 
 def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
@@ -59,9 +59,12 @@ def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name one with pictures in it")
     apart = set(without)
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    files = sorted(path for path in shown if apart.isdisjoint(path.parents))
+    files = []
+    for here, folders, names in walk(folder):
+        folders[:] = (name for name in folders if not name.startswith(".") and here / name not in apart)
+        found = (here / name for name in names if not name.startswith("."))
+        files += [path for path in found if path.suffix.lower() in SUFFIXES and path.is_file()]
+    files.sort()
     if not files:
         aside = f" outside of {apart.pop().name}, which is passed over unless it is named itself" if apart else ""
         raise InputError(f"{folder}: no pictures in it{aside}; looked for {', '.join(sorted(SUFFIXES))}")

@@ -10,7 +10,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from liif_cli.errors import OutputError
@@ -55,6 +55,19 @@ def atomic_path(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         # After success the name is already gone. An unremovable leftover must not hide the error on its way out.
         with contextlib.suppress(OSError, ValueError):
             temporary.unlink(missing_ok=True)
+
+
+def walk(top: Path, onerror: Callable[[OSError], object] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As `os.walk`, in the order of names, with links to folders followed, but for those that lead back to a folder
+    they lie in."""
+
+    def leads_back(folder: Path) -> bool:
+        return folder.is_symlink() and folder.resolve() in (above.resolve() for above in folder.parents)
+
+    for folder, folders, names in os.walk(top, onerror=onerror, followlinks=True):
+        here = Path(folder)
+        folders[:] = (name for name in sorted(folders) if not leads_back(here / name))
+        yield here, folders, sorted(names)
 
 
 def check_target(final: Path, *, overwrite: bool) -> Path:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from liif_cli.engine import Box, Size, box_sides
 from liif_cli.errors import InputError, LiifError, UsageError
-from liif_cli.files import already_there, temporary_beside
+from liif_cli.files import already_there, temporary_beside, walk
 from liif_cli.images import (
     DEFAULT_MAX_PIXELS,
     EXTENSIONS,
@@ -187,12 +187,12 @@ def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> Fou
     pictures = []
     others: list[Path] = []
     unreadable: list[OSError] = []
-    for folder, folders, names in os.walk(path, onerror=unreadable.append):
+    for folder, folders, names in walk(path, unreadable.append):
         # Hidden folders hold thumbnails and the like.
-        kept = [Path(folder, name) for name in sorted(folders) if recursive and not name.startswith(".")]
+        kept = [folder / name for name in folders if recursive and not name.startswith(".")]
         kept = [item for item in kept if not _is_tile(item) and (apart is None or _place(item) != _place(apart))]
         folders[:] = [item.name for item in kept]
-        items = [Path(folder, name) for name in sorted(names)]
+        items = [folder / name for name in names]
         others += filter(_is_of_another_kind, items)
         names_below = (item for item in items if _is_picture_name(item))
         pictures += [Source(item, item.parent.relative_to(path), found=True) for item in names_below]

@@ -56,6 +56,15 @@ def test_hidden_pictures_are_passed_over(folder):
     assert image_files(folder / ".trash")  # named itself
 
 
+def test_links_to_folders_are_followed_and_not_round_in_circles(folder, tmp_path):
+    below = tmp_path / "datasets"
+    below.mkdir()
+    (below / "linked").symlink_to(folder, target_is_directory=True)
+    (folder / "below" / "back").symlink_to(folder, target_is_directory=True)
+    names = [path.relative_to(below).as_posix() for path in image_files(below)]
+    assert names == [f"linked/{name}" for name in ("a.png", "below/b.webp", "broken.jpg", "grey.png", "small.png")]
+
+
 @pytest.mark.parametrize(("kept", "left"), [(-1, 4), (3600, 5)])
 def test_of_a_folder_s_decoded_pictures_only_the_last_are_kept(folder, tmp_path, monkeypatch, kept, left):
     monkeypatch.setattr(data, "STORE_KEPT_S", kept)

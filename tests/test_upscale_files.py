@@ -84,6 +84,15 @@ def test_a_link_to_where_nobody_may_look_is_one_failure(
     assert tree(tmp_path / "out") == ["b_x2.png"]
 
 
+def test_linked_folders_are_looked_into_once(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "elsewhere/a.png", photo(8, 8))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "photos", target_is_directory=True)
+    assert upscale("photos", "-r", "--scale", "2", "-o", "out").code == 0
+    assert tree(tmp_path / "out") == ["linked/a_x2.png"]
+
+
 def test_what_is_done_is_skipped_though_its_source_is_gone_bad(upscale: Cli, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         save(tmp_path / "photos" / name, photo(8, 8))

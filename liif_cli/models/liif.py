@@ -221,20 +221,24 @@ class _CPUPainter:
         codes = vertical.code[[0, -1]].T.tolist()
         self.runs = [(row, *pair) for row, pair in enumerate(codes) if row == 0 or pair != codes[row - 1]]
 
-        # The block: as many queries as its cache holds, whole rows or a part of one.
+        # The block: about as many queries as its cache holds, whole rows or a part of one. All are of one size, the
+        # last ones a little over those before.
         queries = max(self.corners, CPU_BLOCK_BYTES // (hidden * dtype.itemsize))
-        self.down = min(self.rows, max(1, queries // (self.corners * self.columns)))
-        self.across = min(self.columns, max(1, queries // self.corners))
+        self.tops, self.down = _blocks(self.rows, queries // (self.corners * self.columns))
+        self.lefts, self.across = _blocks(self.columns, queries // self.corners)
         lines = self.down * corners_down * width
         self.table = torch.cat([column_part.new_empty(lines, hidden), column_part.flatten(0, 1)])
         self.lines = self.table[:lines].view(self.down, corners_down, width, hidden)
-        # Of each query the two rows of the table, (rows, columns, K, K, 2); its place in the block; where sums begin.
-        self.terms = torch.empty(self.down, self.columns, corners_down, corners_across, 2, dtype=torch.int32)
+        # Of each query the two rows of the table, (rows, columns, K, K, 2), for each part of the columns; its place in
+        # the block; where sums begin.
+        terms = torch.empty(self.down, self.columns, corners_down, corners_across, 2, dtype=torch.int32)
         line = torch.arange(self.down * corners_down).view(self.down, 1, corners_down, 1) * width
-        self.terms[..., 0] = line + (horizontal.code - left).T[:, None]
-        self.terms[..., 1] = lines + torch.arange(horizontal.code.numel()).view(-1, self.columns).T[:, None]
-        self.places = torch.arange(2 * self.down * self.across * self.corners, dtype=torch.int32)
-        self.pairs, self.blends = self.places[::2].clone(), self.places[:: self.corners].clone()
+        terms[..., 0] = line + (horizontal.code - left).T[:, None]
+        terms[..., 1] = lines + torch.arange(horizontal.code.numel()).view(-1, self.columns).T[:, None]
+        self.terms = [terms[:, left : left + self.across].flatten() for left in self.lefts]
+        places = torch.arange(2 * self.down * self.across * self.corners, dtype=torch.int32)
+        self.pairs, self.places, self.blends = places[::2].clone(), places[: len(places) // 2], places[:: self.corners]
+        self.blends = self.blends[: self.down * self.across].clone()
 
         # Shares of the corners, (rows, columns, K * K). Rounded, they no longer add up to one (a third and two thirds
         # are 0.2 % too much), which would show as a change of brightness; what they do add up to is divided out.
@@ -247,14 +251,17 @@ class _CPUPainter:
         # The last layer with a fourth, idle colour, the other way round: small products of this shape are the fastest.
         weight, self.last_bias = self.decoder.last
         self.last_weight = F.pad(weight.T, (0, 0, 0, 1))
+        self.states = torch.empty(self.down * self.across, len(weight))
+        self.values = torch.empty(4, self.down * self.across)
+        self.colours = self.values[:3].T.view(self.down, self.across, 3)
 
     def paint(self) -> Tensor:
         out = torch.empty(self.rows, self.columns, 3)
-        for top in range(0, self.rows, self.down):
-            rows = slice(top, min(top + self.down, self.rows))
+        for top in self.tops:
+            rows = slice(top, top + self.down)
             self._set_lines(rows)
-            for left in range(0, self.columns, self.across):
-                self._block(rows, slice(left, min(left + self.across, self.columns)), out)
+            for left, terms in zip(self.lefts, self.terms, strict=True):
+                self._block(rows, slice(left, left + self.across), terms, out)
         return out
 
     def _set_lines(self, rows: slice) -> None:
@@ -269,17 +276,23 @@ class _CPUPainter:
             torch.add(self.codes[first : last + 1], self.row_part[row:stop, :, None], out=here)
             row = stop
 
-    def _block(self, rows: slice, columns: slice, out: Tensor) -> None:
-        terms = self.terms[: rows.stop - rows.start, columns].flatten()
-        x = relu_(_bag(self.table, terms, self.pairs[: len(terms) // 2]))
+    def _block(self, rows: slice, columns: slice, terms: Tensor, out: Tensor) -> None:
+        # In few steps: threads wait for each other between them, since only one at a time is in Python.
+        x = relu_(_bag(self.table, terms, self.pairs))
         for weight, bias in self.decoder.hidden:
             x = linear_relu(x, weight, bias)
         if self.corners > 1:
-            share = self.share[rows, columns].flatten()
-            x = _bag(x, self.places[: len(share)], self.blends[: len(share) // self.corners], share)
-        values = (self.last_weight @ x.float().T)[:3].T
-        painted = out[rows, columns]
-        torch.addcdiv(self.last_bias, values.view(painted.shape), self.total[rows, columns], out=painted)
+            x = _bag(x, self.places, self.blends, self.share[rows, columns].flatten())
+        torch.mm(self.last_weight, self.states.copy_(x).T, out=self.values)
+        torch.addcdiv(self.last_bias, self.colours, self.total[rows, columns], out=out[rows, columns])
+
+
+def _blocks(length: int, most: int) -> tuple[list[int], int]:
+    """Where blocks of one size begin that cover a length, and that size: ``most``, or a little less for their number.
+    The last one may begin within the one before it."""
+    count = -(-length // max(1, most))
+    size = -(-length // count)
+    return [min(number * size, length - size) for number in range(count)], size
 
 
 def _bag(table: Tensor, places: Tensor, offsets: Tensor, share: Tensor | None = None) -> Tensor:

@@ -33,7 +33,7 @@ import torch
 
 from liif_cli.engine import Size, joined
 from liif_cli.errors import LiifError, MemoryBudgetError, OutputError
-from liif_cli.files import already_there, cannot_write
+from liif_cli.files import cannot_write
 from liif_cli.images import (
     Animation,
     Picture,
@@ -55,6 +55,7 @@ from liif_cli.jobs import (
     Options,
     is_file,
     is_folder,
+    is_there,
     job_makes,
     output_size,
     pipe,
@@ -326,7 +327,7 @@ def _is_done(output: Path, options: Options) -> bool:
     if output == STANDARD or not is_file(output) or options.overwrite:
         return False
     if not options.skip_existing:
-        raise already_there(output)
+        raise is_there(output)
     return True
 
 

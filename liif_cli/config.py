@@ -86,7 +86,7 @@ class Schedule:
 class Validation:
     """How ``--val`` is scored: the evaluation protocol on these pictures at these scales."""
 
-    every: int = 0  # iterations; 0 scores at the end only
+    every: int = 5000  # iterations; 0 scores at the end only
     scales: tuple[float, ...] = (2.0, 3.0, 4.0)
     pictures: int = 10  # the first so many of the folder; 0 takes all
     crop: int = 0  # only the square of this side in the middle of each picture, which is faster; 0 takes all of it

@@ -35,7 +35,7 @@ class Corners(NamedTuple):
 class Axis(NamedTuple):
     """A run of painted pixels along one axis of a regular grid."""
 
-    position: Tensor  # (N,) float64, in low-resolution pixel units, ascending
+    position: Tensor  # (N,) float64, in low-resolution pixel units, in order: descending in a view turned over
     cell: float  # distance of two pixels, relative (module docstring)
 
 

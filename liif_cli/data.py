@@ -17,6 +17,7 @@ import json
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from liif_cli.config import SampleRule
-from liif_cli.errors import InputError, LiifError
+from liif_cli.errors import InputError, LiifError, OutputError
 from liif_cli.files import atomic_path, cannot_write, walk
 from liif_cli.images import Picture, read
 from liif_cli.images.fit import eight_bits
@@ -37,6 +38,7 @@ Size = tuple[int, int]  # (height, width)
 
 DECODED_AT_ONCE = 16
 STORE_KEPT_S = 24 * 3600
+GPU_DRAWERS = 4
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".heic"})
 
 
@@ -47,7 +49,8 @@ _SET_APART = re.compile(r"(.*_)?(LR|valid|test)(_.*)?")
 
 def set_apart(folder: Path) -> list[Path]:
     """The folders below that training passes over, unless one of them is named itself."""
-    return [here / name for here, folders, _ in walk(folder) for name in folders if _SET_APART.fullmatch(name)]
+    below = (here / name for here, folders, _ in walk(folder) for name in folders)
+    return [path for path in below if any(_SET_APART.fullmatch(name) for name in (path.name, path.resolve().name))]
 
 
 def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
@@ -135,7 +138,8 @@ def open_store(
             _decode(root, files, square, store, index, progress, source)
             _drop_earlier(index, source)
         except OSError as error:
-            raise cannot_write(store, error) from error
+            problem = cannot_write(store, error)
+            raise OutputError(f"{problem}; decoded pictures go to LIIF_CACHE, where that is set") from error
         content = json.loads(index.read_text())
     aside = (str(path.relative_to(root)) for path in apart)
     skipped = [f"{name}: held-out or reduced pictures of a benchmark; name it itself to use it" for name in aside]
@@ -153,7 +157,8 @@ def open_store(
             f"{folder}: no picture can be used, {skipped[-1]}; add larger pictures,"
             " or train with a smaller sample.low_res_side or sample.scale_max"
         )
-    return PictureStore(np.memmap(store, np.uint8, mode="r"), offsets, sizes, skipped)
+    # As a plain array: a memmap runs Python at every cut, which makes drawing half as slow again.
+    return PictureStore(np.asarray(np.memmap(store, np.uint8, mode="r")), offsets, sizes, skipped)
 
 
 def _index(index: Path, store: Path) -> dict[str, list[Any]] | None:
@@ -263,13 +268,19 @@ class Sampler:
         return self.finish(self.draw(step, numbers, pin=device.type == "cuda"), device)
 
     def batches(self, step: int, numbers: Sequence[int], device: torch.device) -> Iterator[Batch]:
-        """Batches from ``step`` on, without end. The next one is drawn in a thread while this one is used."""
-        pin = device.type == "cuda"
-        with ThreadPoolExecutor(1, thread_name_prefix="liif-draw") as pool:
-            coming: Future[Draw] = pool.submit(self.draw, step, numbers, pin=pin)
+        """Batches from ``step`` on, without end. The next ones are drawn in threads while this one is used: one beside
+        a CPU that trains, more for a GPU, which is faster than one."""
+        gpu = device.type != "cpu"
+        threads = GPU_DRAWERS if gpu else 1
+        with ThreadPoolExecutor(threads, thread_name_prefix="liif-draw") as pool:
+            coming: deque[Future[Draw]] = deque()
             while True:
-                drawn, step = coming.result(), step + 1
-                coming = pool.submit(self.draw, step, numbers, pin=pin)
+                while len(coming) < threads:
+                    coming.append(pool.submit(self.draw, step, numbers, pin=device.type == "cuda"))
+                    step += 1
+                drawn = coming.popleft().result()
+                coming.append(pool.submit(self.draw, step, numbers, pin=device.type == "cuda"))
+                step += 1
                 yield self.finish(drawn, device)
 
     def draw(self, step: int, numbers: Sequence[int], *, pin: bool = False) -> Draw:

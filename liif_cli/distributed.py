@@ -60,7 +60,14 @@ class Processes(NamedTuple):
 
 
 def environment() -> Processes:
-    """The processes that `torchrun` says there are."""
+    """The processes that `torchrun` says there are. Raises UsageError where a batch system has started several without
+    it: each would take itself for the only one."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "WORLD_SIZE" not in os.environ and tasks.isdecimal() and int(tasks) > 1:
+        raise UsageError(
+            f"SLURM has started {tasks} of this, and they do not know of each other: start torchrun once a node, as in"
+            " srun --ntasks-per-node=1 torchrun --nproc-per-node=GPUS -m liif_cli train ..."
+        )
     rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     return Processes(rank, max(1, world), local)
 

@@ -7,7 +7,7 @@
 A plan turns the budget into the height of a band and the sides of a tile. Encoding in tiles is exact because each tile
 is read with the encoder's receptive field around it; painting in tiles is exact by nature. So pixels do not depend on
 the plan, but for the rounding of sums that are added in another order, and for encoders that pool over the whole image
-(``Encoder.halo_is_exact``).
+(RCAN's).
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ GPU_BAND_PIXELS = 2**22
 # Tiles of a band painted by one thread: wide enough that reading the codes costs nothing beside painting them. Their
 # tables grow with both sides.
 TILE_COLUMNS, TILE_ROWS = 512, 2048
-# Rows that a picture which is only made smaller is read by.
-REDUCED_ROWS = 256
 # What a painter works in: on a CPU each thread's blocks and tables, on a GPU four hidden states of a block of 2**18
 # pixels, 256 wide.
 CPU_PAINTER_BYTES = 24 * MIB
@@ -200,13 +198,16 @@ def _stretch(
 ) -> _Stretch:
     """What to paint for so many ``wanted`` pixels of a ``span``, of the length ``side``, of an axis."""
 
-    # By the half pixel a size may be rounded up at the farthest scale nothing is lost.
-    if wanted == round(side * native) if native is not None else side <= wanted <= side * farthest + 0.5:
+    if native is not None:
+        # Its pixels are where they are: between them there is only interpolation.
+        as_it_is = wanted == side * native and all(float(edge * native).is_integer() for edge in span)
+    else:
+        as_it_is = side <= wanted <= side * farthest + 0.5  # by the half pixel a size may be rounded up nothing is lost
+    if as_it_is:
         return _Stretch(span, wanted, None)
     # What is painted of a pixel: the same number wherever the window lies, since it begins and ends with a pixel.
     each = native or (farthest if wanted > side else 1)
-    reach = BandResampler.REACH_PX * max(1, each * side / wanted) / each
-    start, stop = max(0, math.floor(span[0] - reach)), min(length, math.ceil(span[1] + reach))
+    start, stop = _reached(length, span, max(side / wanted, 1 / each))
     painted = math.ceil((stop - start) * each)
     first, last = ((edge - start) * painted / (stop - start) for edge in span)
     return _Stretch((start, stop), painted, (first, min(last, painted)))
@@ -265,10 +266,12 @@ def make_plan(
     height = min(image[0], math.ceil(task.box.bottom) - math.floor(task.box.top) + 4)
     held = image if hold_image else (height, width)
     ratio = task.painted[0] / (task.box.bottom - task.box.top)
-    # Where painted rows become more rows of output, a band is as large as what it becomes.
-    row_pixels = max(task.painted[1], -(-task.output[1] * task.output[0] // task.painted[0]))
+    # Where painted rows are resampled, a band is as large as what it becomes: at first along the columns alone.
+    first, last = task.windows[0] or (0, task.painted[0])
+    becomes = task.output[0] / (last - first)
+    row_pixels = max(task.painted[1], task.output[1], math.ceil(task.output[1] * becomes))
     # What waits for its taps there, twice while it is moved.
-    waiting = math.ceil(2 * 4 * max(1, task.painted[0] / task.output[0])) * task.output[1] * 3 * FLOAT_BYTES
+    waiting = math.ceil(2 * 4 * max(1, 1 / becomes)) * task.output[1] * 3 * FLOAT_BYTES
     resampled = 0 if task.windows == (None, None) else waiting
 
     def read(tile: Size) -> Size:
@@ -442,9 +445,10 @@ class Encoded:
         that was encoded and each band that was painted and taken."""
         engine = self.engine
         task = make_task(engine.model, self.size, output, box, engine.farthest)
-        smaller = all(wanted <= side for wanted, side in zip(output, self.size, strict=True))
-        if smaller and box in (None, whole(self.size)) and not engine.model.holds_picture:
-            yield from _reduced(self.image, output, report)  # where all is known there is nothing to ask
+        smaller = all(wanted <= side for wanted, side in zip(output, box_sides(self.size, box), strict=True))
+        if smaller and not engine.model.holds_picture:
+            # Where all is known there is nothing to ask.
+            yield from _reduced(self.image, output, box or whole(self.size), report)
             return
         painters = engine.painters(self.budget_bytes)
         plan = make_plan(
@@ -468,17 +472,34 @@ class Encoded:
                 yield rows
 
 
-def _reduced(image: Array, output: Size, report: Callable[[float], None] | None) -> Generator[Array, None, None]:
-    """An image made smaller, or left as it is, by bicubic interpolation with antialiasing, in bands of float32."""
-    height, width = image.shape[:2]
-    resampler = BandResampler((height, width), output)
-    for top in range(0, height, REDUCED_ROWS):
-        seen = as_input(image[top : top + REDUCED_ROWS], torch.device("cpu"))[0].permute(1, 2, 0)
+def _reduced(
+    image: Array, output: Size, box: Box, report: Callable[[float], None] | None
+) -> Generator[Array, None, None]:
+    """A window of an image made smaller, or left as it is, by bicubic interpolation with antialiasing, in bands of
+    float32."""
+    spans = (box.top, box.bottom), (box.left, box.right)
+    (top, bottom), (left, right) = (
+        _reached(length, span, max(1, (span[1] - span[0]) / wanted))
+        for length, span, wanted in zip(image.shape, spans, output, strict=False)
+    )
+    windows = (box.top - top, box.bottom - top), (box.left - left, box.right - left)
+    resampler = BandResampler((bottom - top, right - left), output, windows)
+    step = max(1, BAND_PIXELS // (right - left))
+    for row in range(top, bottom, step):
+        stop = min(row + step, bottom)
+        seen = as_input(image[row:stop, left:right], torch.device("cpu"))[0].permute(1, 2, 0)
         rows = resampler.push(seen.numpy())
         if len(rows):
             yield rows
         if report is not None:
-            report(min(1.0, (top + REDUCED_ROWS) / height))
+            report((stop - top) / (bottom - top))
+
+
+def _reached(length: int, span: tuple[float, float], step: float) -> tuple[int, int]:
+    """The whole pixels of an axis that resampling a span of it reads, where taps are ``step`` of them
+    apart."""
+    reach = BandResampler.REACH_PX * step
+    return max(0, math.floor(span[0] - reach)), min(length, math.ceil(span[1] + reach))
 
 
 class _Features:
@@ -589,7 +610,7 @@ def as_input(image: Array, device: torch.device) -> Tensor:
     device."""
     greatest = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(image.dtype, 1)
     tensor = torch.from_numpy(image.astype(np.float32)).to(device).div_(greatest)
-    return tensor.permute(2, 0, 1)[None]
+    return tensor.permute(2, 0, 1)[None].contiguous(memory_format=memory_format(device))
 
 
 class _Painting:

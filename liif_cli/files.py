@@ -58,15 +58,19 @@ def atomic_path(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def walk(top: Path, onerror: Callable[[OSError], object] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """As `os.walk`, in the order of names, with links to folders followed, but for those that lead back to a folder
-    they lie in."""
+    """As `os.walk`, in the order of names, with links to folders followed; each folder is met once, by the first of its
+    names."""
+    met = {top.resolve()}
 
-    def leads_back(folder: Path) -> bool:
-        return folder.is_symlink() and folder.resolve() in (above.resolve() for above in folder.parents)
+    def is_new(folder: Path) -> bool:
+        real = folder.resolve()
+        known = real in met
+        met.add(real)
+        return not known
 
     for folder, folders, names in os.walk(top, onerror=onerror, followlinks=True):
         here = Path(folder)
-        folders[:] = (name for name in sorted(folders) if not leads_back(here / name))
+        folders[:] = (name for name in sorted(folders) if is_new(here / name))
         yield here, folders, sorted(names)
 
 

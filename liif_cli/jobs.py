@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from liif_cli.engine import Box, Size, box_sides
-from liif_cli.errors import InputError, LiifError, UsageError
-from liif_cli.files import already_there, temporary_beside, walk
+from liif_cli.errors import InputError, LiifError, OutputError, UsageError
+from liif_cli.files import temporary_beside, walk
 from liif_cli.images import (
     DEFAULT_MAX_PIXELS,
     EXTENSIONS,
@@ -169,7 +169,7 @@ def _meant(text: str, recursive: bool, apart: Path | None) -> Found:
         sources = [Source(item, found=True) for item in matches if _is_picture_name(item)]
         others = list(filter(_is_of_another_kind, matches))
         for item in matches:  # folders mean what is in them, as where a shell fills in the pattern
-            if is_folder(item) and (apart is None or _place(item) != _place(apart)):
+            if is_folder(item) and (apart is None or item.resolve() != apart.resolve()):
                 found = _in_folder_or_itself(item, recursive, apart)
                 sources += [source for source in found.sources if source.path != item]  # not that it is empty
                 others += found.passed_over
@@ -190,7 +190,7 @@ def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> Fou
     for folder, folders, names in walk(path, unreadable.append):
         # Hidden folders hold thumbnails and the like.
         kept = [folder / name for name in folders if recursive and not name.startswith(".")]
-        kept = [item for item in kept if not _is_tile(item) and (apart is None or _place(item) != _place(apart))]
+        kept = [item for item in kept if not _is_tile(item) and (apart is None or item.resolve() != apart.resolve())]
         folders[:] = [item.name for item in kept]
         items = [folder / name for name in names]
         others += filter(_is_of_another_kind, items)
@@ -233,6 +233,7 @@ def plan_jobs(sources: Sequence[Source], options: Options) -> Plan:
     exact = _exact_output(sources, options)
     jobs = [_job(source, exact, options) for source in sources]
     jobs, left_out = _without_outputs(jobs, options)
+    jobs = _told_apart(jobs)
     _refuse_collisions(jobs, options.sizing.label or "WIDTHxHEIGHT")
     _refuse_idle_quality(jobs, options)
     return Plan(jobs, left_out)
@@ -307,8 +308,14 @@ def _natural_extension(source: Source) -> str | None:
 
 
 def _without_outputs(jobs: list[Job], options: Options) -> Plan:
+    """Without pictures that bear the name of what another one here becomes."""
     label = rf"(?:x[\d.]+|\d+x\d+){_A_BOX}?"
-    made = {(_place(job.folder), job.stem): job.extension for job in jobs if job.exact is None}
+    made = {
+        (_place(job.folder), stem): job.extension
+        for job in jobs
+        if job.exact is None
+        for stem in (job.stem, _with_ending(job))
+    }
 
     def is_output(job: Job) -> bool:
         path = job.source.path
@@ -323,6 +330,24 @@ def _without_outputs(jobs: list[Job], options: Options) -> Plan:
 
 def _place(path: Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100  links are not followed: they are names of their own
+
+
+def _told_apart(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs whose outputs would have one name keep their inputs' endings in it, where these differ: ``a_heic_x2.png``
+    and ``a_jpg_x2.png``."""
+
+    def key(job: Job) -> tuple[str, str, str | None]:
+        return _place(job.folder), job.stem.casefold(), job.extension
+
+    endings: dict[tuple[str, str, str | None], set[str]] = {}
+    for job in jobs:
+        if job.source.problem is None:
+            endings.setdefault(key(job), set()).add(job.source.path.suffix.lower())
+    return [replace(job, stem=_with_ending(job)) if len(endings.get(key(job), ())) > 1 else job for job in jobs]
+
+
+def _with_ending(job: Job) -> str:
+    return f"{job.stem}_{job.source.path.suffix.lower().lstrip('.')}"
 
 
 def _refuse_collisions(jobs: Sequence[Job], label: str) -> None:
@@ -438,7 +463,7 @@ def output_size(image: Size, options: Options) -> Size:
 
 def _check_preview(path: Path, output: Path, size: Size, header: Header, options: Options) -> None:
     if is_file(output) and not options.overwrite:
-        raise already_there(output)
+        raise is_there(output)
     # Folders that the run itself would make: the question goes to the nearest one that is there.
     folder = output.parent
     while not is_folder(folder) and job_makes(folder, options):
@@ -462,6 +487,11 @@ def _check_preview(path: Path, output: Path, size: Size, header: Header, options
         check_output(asked, size, fitted(like, known, depth=options.depth), format=wanted, strip=options.strip)
     except LiifError as error:
         raise type(error)(str(error).replace(str(asked), str(output))) from None
+
+
+def is_there(output: Path) -> OutputError:
+    """The error for an output that is there, where nobody said what to do."""
+    return OutputError(f"{output}: already exists; add --skip-existing to leave it, or --overwrite to replace it")
 
 
 def job_makes(folder: Path, options: Options) -> bool:

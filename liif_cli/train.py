@@ -53,6 +53,7 @@ from liif_cli.validate import Scores, Validator, write_png
 
 STATE, CONFIG, LOG, VALIDATION, SAMPLE = "state.pth", "config.json", "log.csv", "validation.csv", "sample.png"
 TEACHER = "teacher.safetensors"
+SAME_EVENT_S = 1.0
 
 REMEDY = (
     "the run has diverged, and nothing was saved since its last checkpoint; begin one with that as --start and a lower"
@@ -183,7 +184,7 @@ class Trainer:
         self.model = self.model.to(memory_format=memory_format(device))  # type: ignore[call-overload]
         start_gently(self.model, config.residual_start)
         self.optimiser = make_optimiser(self.model, config.optimiser)
-        self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.average = self._weights()
         self.iteration = 0
         self.skipped = 0  # steps left out because of optimiser.skip_loss
         self.waited = 0.0  # seconds
@@ -215,7 +216,7 @@ class Trainer:
                 f"{where}: holds another network than this run trains, and not a smaller decoder of the same encoder;"
                 " use the preset it was trained with"
             )
-        self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.average = self._weights()
 
     def learn_from(self, source: checkpoint.Checkpoint, where: str) -> None:
         """Take a model's answers for the truth (``distil.py``). Raises UsageError where it cannot answer everything."""
@@ -239,6 +240,10 @@ class Trainer:
         set_rates(self.optimiser, rate_factor(config.schedule, self.iteration, config.iterations))
         batch = self._next_batch()
         self.optimiser.zero_grad(set_to_none=True)
+        # Asking a GPU for a number means waiting for it: where no step may be skipped, losses are looked at when they
+        # are logged.
+        watched = self.device.type == "cpu" or config.optimiser.skip_loss > 0
+        told: Callable[[], float] | None = None
         total = torch.zeros((), device=self.device)
         for number in range(self.parts):
             part = Batch(*(tensor.chunk(self.parts)[number] for tensor in batch))
@@ -249,15 +254,18 @@ class Trainer:
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                     answers = self._network(part.low_res, part.coords, part.cell)
                 loss = F.l1_loss(answers.float(), part.high_res) / self.model.deviation / self.parts
+                total += loss.detach()
+                if watched and not more:
+                    total = self.processes.mean(total)
+                    told = _on_its_way(total)
                 loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
         self._losses.append(total)
-        # Asking a GPU for a number means waiting for it: there, losses are looked at when they are logged.
-        if self.device.type == "cpu" or config.optimiser.skip_loss:
-            total = self._look(len(self._losses) - 1, self.processes.mean(total))
+        if told is not None:
+            value = told()
+            self._finite(value, self.iteration)
             # Not before the warm-up is over: an untrained network's loss says how bright the pictures are, no more.
             skip_above = config.optimiser.skip_loss if self.iteration >= config.schedule.warmup else 0.0
-            if skip_above and float(total) > skip_above:
+            if skip_above and value > skip_above:
                 self.skipped += 1
                 self.iteration += 1
                 return
@@ -286,11 +294,6 @@ class Trainer:
         if not bool(torch.stack(norms).isfinite().all()):
             raise TrainingError(f"weights are not numbers any more at iteration {self.iteration}: {REMEDY}")
 
-    def _look(self, number: int, loss: Tensor) -> Tensor:
-        self._losses[number] = loss
-        self._finite(float(loss), self.iteration)
-        return loss
-
     def _finite(self, value: float, iteration: int) -> None:
         if not math.isfinite(value):
             raise TrainingError(f"the loss is {value} at iteration {iteration}: {REMEDY}")
@@ -303,10 +306,16 @@ class Trainer:
         self.waited += time.perf_counter() - since
         return batch
 
+    def _weights(self) -> dict[str, Tensor]:
+        """What is exported, to begin with: copies of the weights, to be averaged, or the weights themselves."""
+        own = self.model.state_dict()
+        return {name: value.clone() for name, value in own.items()} if self.config.ema else own
+
     def _average(self) -> None:
-        decay = self.config.ema
+        if not self.config.ema:
+            return
         # Early on the average is a plain one, so that the random start is forgotten.
-        decay = min(decay, (1 + self.iteration) / (10 + self.iteration)) if decay else 0.0
+        decay = min(self.config.ema, (1 + self.iteration) / (10 + self.iteration))
         with torch.no_grad():
             averages, values = list(self.average.values()), list(self.model.state_dict().values())
             torch._foreach_lerp_(averages, values, 1 - decay)
@@ -355,7 +364,8 @@ class Trainer:
             state = torch.load(run / STATE, map_location=self.device, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.average, self.iteration, self.skipped = state["average"], state["iteration"], state["skipped"]
+            self.average = state["average"] if self.config.ema else self._weights()
+            self.iteration, self.skipped = state["iteration"], state["skipped"]
             self.scores, self.scored = state.get("scores", {}), state.get("scored", [0, ""])
             same_pictures = state.get("pictures") == self._pictures()
         except (OSError, KeyError, ValueError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
@@ -398,6 +408,22 @@ def network(config: TrainConfig) -> Model:
         if rule.kind == "resized" and rule.truth_side != side:
             raise UsageError(f"this network paints at x{scale} only; train it with --set sample.truth_side={side}")
     return model
+
+
+def _on_its_way(number: Tensor) -> Callable[[], float]:
+    """A number, from a GPU once what is asked of it before this has been done: not what is asked after."""
+    if number.device.type != "cuda":
+        return lambda: float(number)
+    host = torch.empty((), dtype=number.dtype, pin_memory=True)
+    host.copy_(number, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+
+    def arrived() -> float:
+        event.synchronize()
+        return float(host)
+
+    return arrived
 
 
 class _Compiled(nn.Module):
@@ -445,6 +471,10 @@ def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = N
             raise cannot_write(run, error) from error
         with atomic_path(run / CONFIG, overwrite=True) as temporary:
             temporary.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
+    if processes.world > 1:
+        begun = torch.tensor(trainer.iteration, dtype=torch.float64, device=trainer.device)
+        if float(processes.mean(begun)) != trainer.iteration:
+            raise UsageError(f"{run}: is not the same folder for all processes; name one that their machines share")
     every = config.validation.every
     on_cpu = trainer.device.type == "cpu"
     with _stop_signal() as asked, _Log(run, trainer) as log:
@@ -582,14 +612,21 @@ def _forget_after(table: Path, iteration: int) -> None:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[list[int]]:
-    """Within the block, signals that ask to stop are noted in the list, the first of each; the next one does what it
-    did before."""
+    """Within the block, signals that ask to stop are noted in the list, the first of each; one that comes again, later
+    than by the same event's second messenger (a shell's and the system's, a launcher's and the batch system's), does
+    what it did before."""
     asked: list[int] = []
     before: dict[int, Any] = {}
+    came: dict[int, float] = {}
 
     def note(number: int, frame: Any) -> None:
-        asked.append(number)
-        signal.signal(number, before[number])
+        now = time.monotonic()
+        if number not in came:
+            asked.append(number)
+            came[number] = now
+        elif now > came[number] + SAME_EVENT_S:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
 
     if threading.current_thread() is not threading.main_thread():  # signals are someone else's
         yield asked

@@ -1,6 +1,7 @@
 """Pictures are decoded once, samples are what the paper says, and the same ones come again."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,13 +57,22 @@ def test_hidden_pictures_are_passed_over(folder):
     assert image_files(folder / ".trash")  # named itself
 
 
-def test_links_to_folders_are_followed_and_not_round_in_circles(folder, tmp_path):
+def test_links_to_folders_are_followed_and_not_round_in_circles(folder, tmp_path, monkeypatch):
     below = tmp_path / "datasets"
     below.mkdir()
     (below / "linked").symlink_to(folder, target_is_directory=True)
     (folder / "below" / "back").symlink_to(folder, target_is_directory=True)
+    (below / "twice").symlink_to(folder / "below", target_is_directory=True)
+    monkeypatch.chdir(below)
+    assert len(image_files(Path("linked"))) == 5
+    held_out = tmp_path / "DIV2K_valid_HR"
+    held_out.mkdir()
+    Image.fromarray(noise(50, 60)).save(held_out / "x.png")
+    (below / "val").symlink_to(held_out, target_is_directory=True)
+    assert data.set_apart(below) == [below / "val"]
+    (below / "val").unlink()
     names = [path.relative_to(below).as_posix() for path in image_files(below)]
-    assert names == [f"linked/{name}" for name in ("a.png", "below/b.webp", "broken.jpg", "grey.png", "small.png")]
+    assert names == [*(f"linked/{name}" for name in ("a.png", "broken.jpg", "grey.png", "small.png")), "twice/b.webp"]
 
 
 @pytest.mark.parametrize(("kept", "left"), [(-1, 4), (3600, 5)])

@@ -342,19 +342,21 @@ def test_a_reduced_picture_does_not_alias(name):
 
 @pytest.mark.parametrize("size", [(20, 31), (9, 31), (7, 12), (1, 1)])
 def test_a_picture_that_is_only_made_smaller_is_filtered(size):
-    """And left as it is at its own size; a window of it, and one that grows along an axis, are painted."""
+    """And left as it is at its own size, as are windows of it; one that grows along an axis is painted."""
     engine, pixels = make("liif", budget=1), picture(20, 31)
     expected = rooms.BandResampler((20, 31), size).push(pixels.astype(np.float32) / 255)
     assert np.abs(paint(engine, pixels, size) - expected).max() <= 1e-6
     if size == (20, 31):
         assert np.array_equal(np.rint(paint(engine, pixels, size) * 255), pixels)
-    for box, larger in ((Box(0, 0, 20, 30), size), (None, (size[0], 32))):
-        with pytest.raises(MemoryBudgetError):
-            paint(engine, pixels, larger, box)
+    inner = rooms.BandResampler((20, 31), (4, 5), ((3, 15), (7.5, 29.5)))
+    expected = inner.push(pixels.astype(np.float32) / 255)
+    assert np.abs(paint(engine, pixels, (4, 5), Box(3, 7.5, 15, 29.5)) - expected).max() <= 1e-6
+    with pytest.raises(MemoryBudgetError):
+        paint(engine, pixels, (size[0], 32))
 
 
 def test_shares_of_a_reduction_are_told(monkeypatch):
-    monkeypatch.setattr(rooms, "REDUCED_ROWS", 7)
+    monkeypatch.setattr(rooms, "BAND_PIXELS", 7 * 31)
     told = []
     bands = list(make("liif").open(picture(20, 31)).bands((10, 31), report=told.append))
     assert sum(map(len, bands)) == 10
@@ -395,6 +397,9 @@ def test_beyond_the_farthest_scale_bicubic_goes_on():
         ((10, 5), Box(8.5, 6.8, 9.6, 7.6)),
         ((0.5, 3), Box(2, 4, 10, 16)),
         ((0.25, 6), Box(4, 8.5, 16, 9)),
+        ((1, 1), Box(3, 4, 11, 17)),
+        ((0.5, 0.25), Box(2, 4, 14, 20)),
+        ((2, 2), Box(3.5, 4, 11, 17.5)),
     ],
 )
 def test_windows_are_parts_of_the_whole_picture_where_it_is_resampled(name, scales, box):
@@ -612,7 +617,7 @@ def test_the_painter_for_gpus_paints_the_same_on_a_cpu(name, monkeypatch):
     pixels = picture(23, 30)
     expected = paint(make(name), pixels, (61, 74))
     monkeypatch.setattr(liif, "_CPUPainter", liif._GPUPainter)
-    monkeypatch.setattr(liif, "GPU_BLOCK_QUERIES", 1000)
+    monkeypatch.setattr(liif, "GPU_BLOCK_VALUES", 8000)
     assert np.abs(paint(make(name), pixels, (61, 74)) - expected).max() <= 1e-5
 
 

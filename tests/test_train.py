@@ -174,18 +174,26 @@ def test_a_network_of_one_scale_is_trained_at_no_other(preset, settings, remedy)
 class StopAt:
     """Asks a run to stop when it has come to an iteration, as the system or a person would."""
 
-    def __init__(self, iteration, number):
-        self.iteration, self.number = iteration, number
+    def __init__(self, iteration, number, times=1):
+        self.iteration, self.number, self.times = iteration, number, times
 
     def progress(self, progress):
         if progress.iteration == self.iteration:
-            signal.raise_signal(self.number)
+            for _ in range(self.times):
+                signal.raise_signal(self.number)
 
     def scored(self, iteration, scores):
         pass
 
     def note(self, text):
         pass
+
+
+def test_who_asks_again_to_stop_is_not_kept_waiting(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "SAME_EVENT_S", -1)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(Trainer(tiny("log_every=1"), store, CPU, watcher=StopAt(2, signal.SIGINT, times=2)), tmp_path)
+    assert not (tmp_path / "state.pth").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -201,7 +209,8 @@ class StopAt:
 def test_a_run_stopped_and_resumed_ends_as_one_that_never_stopped(settings, number, store, tmp_path):
     config = tiny("iterations=9", "log_every=1", *settings)
     whole = trained(config, store, tmp_path / "whole")
-    stopped = Trainer(config, store, CPU, watcher=StopAt(4, number))
+    # Twice, as where a launcher passes on what the process is told as well.
+    stopped = Trainer(config, store, CPU, watcher=StopAt(4, number, times=2))
     assert number == run_training(stopped, tmp_path / "parts")
     assert stopped.iteration == 4
     resumed = trained(config, store, tmp_path / "parts")

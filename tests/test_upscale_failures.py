@@ -359,7 +359,8 @@ def test_outputs_are_not_replaced_unless_asked(upscale: Cli, tmp_path: Path) -> 
     output.write_bytes(b"precious")
     ran = upscale("photo.png", "--scale", "2")
     assert ran.code == 5
-    assert ran.err == "liif: photo_x2.png: already exists; add --overwrite to replace it, or name another file\n"
+    remedy = "add --skip-existing to leave it, or --overwrite to replace it"
+    assert ran.err == f"liif: photo_x2.png: already exists; {remedy}\n"
     assert output.read_bytes() == b"precious"
     assert upscale("photo.png", "--scale", "2", "--skip-existing").code == 0
     assert output.read_bytes() == b"precious"

@@ -117,7 +117,7 @@ def test_outputs_within_the_folder_are_no_inputs_the_next_time(upscale: Cli, tmp
     assert first.code == 0
     second = upscale(*arguments)
     assert second.code == 0
-    assert "left out, being outputs of other inputs here: photos/a_x2.png" in second.err
+    assert "by their names (else give -o another folder): photos/a_x2.png" in second.err
     assert len([name for name in tree(photos) if "_x2_x2" in name]) == 0 + 4  # those of photos/large, enlarged once
 
 
@@ -242,11 +242,19 @@ def test_outputs_of_one_name_are_refused_before_work_starts(upscale: Cli, tmp_pa
     save(tmp_path / "a/photo.png")
     save(tmp_path / "b/photo.jpg")
     save(tmp_path / "b/Photo.png")
-    ran = upscale("a/photo.png", "b/photo.jpg", "--scale", "2", "-o", "out")
+    ran = upscale("a/photo.png", "b/Photo.png", "--scale", "2", "-o", "out")
     assert ran.code == 2
-    assert ran.err.startswith("liif: a/photo.png and b/photo.jpg would both be written as photo_x2.png in out; rename")
-    assert upscale("b", "--scale", "2").code == 2
+    assert ran.err.startswith("liif: a/photo.png and b/Photo.png would both be written as Photo_x2.png in out; rename")
     assert tree(tmp_path) == ["a/photo.png", "b/Photo.png", "b/photo.jpg"]
+
+
+def test_pictures_of_one_name_keep_their_endings_in_it(upscale: Cli, tmp_path: Path) -> None:
+    for name in ("IMG_1.JPG", "IMG_1.webp", "IMG_2.JPG"):
+        save(tmp_path / "photos" / name, photo(8, 8))
+    for _ in range(2):  # nor are outputs taken for pictures
+        assert upscale("photos", "--scale", "2", "--overwrite").code == 0
+        made = ["IMG_1_jpg_x2.png", "IMG_1_webp_x2.png", "IMG_2_x2.png"]
+        assert tree(tmp_path / "photos") == sorted(["IMG_1.JPG", "IMG_1.webp", "IMG_2.JPG", *made])
 
 
 def test_json_has_one_object_a_file(upscale: Cli, tmp_path: Path) -> None:
@@ -265,8 +273,9 @@ def test_json_has_one_object_a_file(upscale: Cli, tmp_path: Path) -> None:
         "model": str(TINY),
         "skipped": False,
         "error": None,
+        "exit_code": None,
     }
-    assert bad["output"] is None
+    assert (bad["output"], bad["exit_code"]) == (None, 1)
     assert bad["error"].startswith("b.png: is not a picture")
     (again, _) = records(upscale("a.png", "b.png", "--scale", "2", "--json", "--skip-existing").out)
     assert (again["skipped"], again["output"]) == (True, "a_x2.png")

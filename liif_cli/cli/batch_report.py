@@ -202,6 +202,7 @@ def record(result: Result | Preview, model: str) -> dict[str, Any]:
         "model": model,
         "skipped": result.skipped,
         "error": None if result.error is None else words(result.source, result.error).removeprefix("liif: "),
+        "exit_code": None if result.error is None else getattr(result.error, "exit_code", 1),
     }
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption, flag
-from liif_cli.errors import OutputError, UsageError
+from liif_cli.errors import LiifError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from liif_cli.benchmarks import Dataset, Truth
@@ -227,8 +227,8 @@ def evaluate(
                 if key not in known:
                     book.add(key, score)
                 progress.scored(score, verbose=verbose)
-        except KeyboardInterrupt:
-            if book.is_kept:
+        except (KeyboardInterrupt, LiifError):
+            if book.is_kept and scores:
                 progress.note(f"{len(scores)} of {work.count} scores are kept; the same command with --resume goes on")
             raise
         finally:

@@ -44,7 +44,12 @@ def train(
     ] = None,
     val: Annotated[
         Path | None,
-        typer.Option("--val", metavar="DIR", help="Folder of pictures to score on.", show_default=False),
+        typer.Option(
+            "--val",
+            metavar="DIR",
+            help="Folder of pictures to score on, every 5000 iterations (validation.every) and at the end.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -175,6 +180,10 @@ def _train(
     from liif_cli.train import TEACHER, Trainer, network, run_training
     from liif_cli.validate import Validator
 
+    if config.teacher_share < 1 and not config.teacher:
+        raise UsageError(f"teacher_share = {config.teacher_share!r}: name the --teacher")
+    if config.teacher_share == 0:
+        raise UsageError("teacher_share = 0: nothing would be learned from it; leave --teacher out")
     network(config)  # what is wrong with it, or with the shares, is told before hours of decoding
     processes.share(config.batch)
     beginning = checkpoint.read(_outside(run, config.start)) if config.start and not going_on else None

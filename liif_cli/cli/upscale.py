@@ -88,19 +88,21 @@ def upscale(
     ] = None,
     width: Annotated[
         int | None,
-        typer.Option(parser=_whole, metavar="W", help="Width in pixels.", rich_help_panel=SIZE),
+        typer.Option(
+            parser=_whole, metavar="W", help="Width in pixels; larger ones get smaller.", rich_help_panel=SIZE
+        ),
     ] = None,
     height: Annotated[
         int | None,
-        typer.Option(parser=_whole, metavar="H", help="Height in pixels.", rich_help_panel=SIZE),
+        typer.Option(parser=_whole, metavar="H", help="Height in pixels, likewise.", rich_help_panel=SIZE),
     ] = None,
     longest: Annotated[
         int | None,
-        typer.Option(parser=_whole, metavar="N", help="Longer side in pixels.", rich_help_panel=SIZE),
+        typer.Option(parser=_whole, metavar="N", help="Longer side in pixels, likewise.", rich_help_panel=SIZE),
     ] = None,
     megapixels: Annotated[
         float | None,
-        typer.Option(parser=_number, metavar="F", help="Size in millions of pixels.", rich_help_panel=SIZE),
+        typer.Option(parser=_number, metavar="F", help="Size in millions of pixels, likewise.", rich_help_panel=SIZE),
     ] = None,
     box: Annotated[
         str | None,
@@ -294,7 +296,7 @@ def upscale(
     found = planning.find_sources(inputs or [], recursive=recursive, files=_listed(files_from), apart=apart)
     plan = planning.plan_jobs(found.sources, options)
     if not quiet:
-        _note_left_out("being outputs of other inputs here", plan.left_out)
+        _note_left_out("being outputs of other inputs here by their names (else give -o another folder)", plan.left_out)
         _note_left_out("being of kinds that are not read", found.passed_over)
     if as_json:
         _record_left_out(plan.left_out, model)

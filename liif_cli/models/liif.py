@@ -33,9 +33,10 @@ from liif_cli.models.encoders.layers import Encoder
 from liif_cli.models.mlp import MLP
 
 # Queries painted at once. On a CPU by what a layer's hidden states take, somewhat more than a core's own cache: with a
-# third of it the calls cost a tenth more, with twice as much the states travel. A GPU wants enough of them to fill it.
+# third of it the calls cost a tenth more, with twice as much the states travel. A GPU wants enough of them to fill it:
+# values of one state, of which it holds four (engine.GPU_PAINTER_VALUES).
 CPU_BLOCK_BYTES = 3 * 2**19
-GPU_BLOCK_QUERIES = 2**20
+GPU_BLOCK_VALUES = 2**26
 # Pixels of the patch on which a fused kernel is tried, and how far rounding may take it from single operations.
 PATCH_PIXELS, PATCH_TOLERANCE = 2**16, 0.05
 EVERYTHING = slice(None)
@@ -237,8 +238,8 @@ class _CPUPainter:
         terms[..., 1] = lines + torch.arange(horizontal.code.numel()).view(-1, self.columns).T[:, None]
         self.terms = [terms[:, left : left + self.across].flatten() for left in self.lefts]
         places = torch.arange(2 * self.down * self.across * self.corners, dtype=torch.int32)
-        self.pairs, self.places, self.blends = places[::2].clone(), places[: len(places) // 2], places[:: self.corners]
-        self.blends = self.blends[: self.down * self.across].clone()
+        self.pairs, self.places = places[::2].clone(), places[: len(places) // 2]
+        self.blends = self.places[:: self.corners].clone()
 
         # Shares of the corners, (rows, columns, K * K). Rounded, they no longer add up to one (a third and two thirds
         # are 0.2 % too much), which would show as a change of brightness; what they do add up to is divided out.
@@ -370,10 +371,10 @@ class _GPUPainter:
         return cut
 
     def _paint_blocks(self) -> Tensor:
-        corner_count, rows = self.vertical.code.shape
-        columns = self.horizontal.code.shape[1]
+        rows, columns = self.vertical.code.shape[1], self.horizontal.code.shape[1]
         out = torch.empty(rows, columns, 3, device=self.codes.device)
-        height = max(1, GPU_BLOCK_QUERIES // (columns * corner_count * corner_count))
+        widest = max(self.codes.shape[-1], *(len(bias) for _, bias in self.decoder.hidden), 1)
+        height = max(1, GPU_BLOCK_VALUES // (columns * widest))
         for top in range(0, rows, height):
             out[top : top + height] = self._block(slice(top, top + height))
         return out

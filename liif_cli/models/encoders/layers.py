@@ -68,11 +68,6 @@ class Encoder(nn.Module):
         with."""
         raise NotImplementedError
 
-    @property
-    def halo_is_exact(self) -> bool:
-        """Whether a feature depends on nothing outside its halo (global pooling breaks that)."""
-        return not any(isinstance(module, nn.AdaptiveAvgPool2d) for module in self.modules())
-
 
 def held_by_chain(channels: int, scale: int) -> int:
     """Values an input pixel holds in a chain of residual blocks with an upsampling tail: the outer skip, a block's own,

@@ -17,6 +17,7 @@ import torch
 from conftest import photo, save
 
 from liif_cli import checkpoint
+from liif_cli.cli.train import _alone
 from liif_cli.config import presets
 from liif_cli.distributed import Processes
 from liif_cli.errors import UsageError
@@ -348,6 +349,34 @@ def test_a_stopped_run_saves_leaves_with_the_signals_code_and_goes_on(train, dat
     ran = train("-o", run, "--resume", sets=[f"iterations={saved + 2}"])
     assert ran.code == 0, ran.err
     assert torch.load(run / "state.pth", weights_only=True)["iteration"] == saved + 2
+
+
+def test_a_run_that_is_under_way_is_left_alone(train, tmp_path):
+    assert train("-o", "run", sets=["iterations=1"]).code == 0
+    before = (tmp_path / "run" / "state.pth").read_bytes()
+    with _alone(tmp_path / "run"):
+        ran = train("-o", "run", "--resume", sets=["iterations=2"])
+    assert (ran.code, ran.out) == (2, "")
+    assert "liif: run: another process is training there; wait for it" in ran.err
+    assert (tmp_path / "run" / "state.pth").read_bytes() == before
+    assert train("-o", "run", "--resume", sets=["iterations=2"]).code == 0
+
+
+def test_tasks_that_do_not_know_of_each_other_are_refused(train, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert train("-o", "run", sets=["iterations=1"]).code == 0
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    ran = train("-o", "run", "--overwrite", sets=["iterations=1"])
+    assert ran.code == 2
+    assert "SLURM has started 4 of this" in ran.err
+    assert "torchrun" in ran.err
+
+
+def test_a_share_of_a_teacher_needs_one(train):
+    for arguments, share in (((), 0.5), (("--teacher", "default"), 0)):
+        ran = train("-o", "run", *arguments, sets=[f"teacher_share={share}"])
+        assert ran.code == 2
+        assert f"teacher_share = {share}" in ran.err
 
 
 def test_two_processes_end_where_one_does(train, data, tmp_path):

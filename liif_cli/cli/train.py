@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -160,7 +161,7 @@ def train(
         raise UsageError(f"--device {device}: of several processes each has its own; use cuda, cpu or auto")
     chosen = choose_device(f"cuda:{processes.local_rank}" if _is_cuda(device) and processes.world > 1 else device)
     say = _Terminal(config.iterations, quiet=quiet or not processes.first, verbose=verbose)
-    with joined(processes, chosen), say:
+    with joined(processes, chosen), say, _alone(run) if processes.first else contextlib.nullcontext():
         return _train(config, data, val, run, chosen, processes, say, going_on=going_on, begun=bool(begun_with))
 
 
@@ -329,6 +330,31 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
             " a run goes on with its own settings, another begins in another folder (-o)"
         )
     return state.exists(), {key: before[key] for key in _MODELS}
+
+
+@contextlib.contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder, by a lock that the system releases when this one ends in any way."""
+    from filelock import FileLock, Timeout
+
+    from liif_cli.files import cannot_write
+    from liif_cli.weights import cache_folder
+
+    place = cache_folder() / "runs" / f"{hashlib.sha256(os.fsencode(run.resolve())).hexdigest()[:16]}.lock"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"{run}: another process is training there; wait for it, or name another folder with -o"
+        ) from None
+    except OSError as error:
+        raise cannot_write(place, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _clear(run: Path) -> None:

@@ -5,7 +5,7 @@ its bicubic reduction as the input, and some of the crop's pixels, by their coor
 the size-varied task (section 4.2): the square in the middle of a picture, reduced to the input and to a truth whose
 side grows with the picture's number. For fitting one picture: its own pixels.
 
-Drawing (random numbers, copies out of the memory-mapped store) is the host's work, in a thread beside the training;
+Drawing (random numbers, copies out of the memory-mapped store) is the host's work, in threads beside the training;
 reducing, looking up the queries' colours and all arithmetic are the training device's, a batch at a time.
 """
 
@@ -38,7 +38,8 @@ Size = tuple[int, int]  # (height, width)
 
 DECODED_AT_ONCE = 16
 STORE_KEPT_S = 24 * 3600
-GPU_DRAWERS = 4
+# Threads that draw batches: beside a CPU that trains one is enough, a GPU trains faster than one draws.
+DRAWERS, GPU_DRAWERS = {"cpu": 1}, 4
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".heic"})
 
 
@@ -137,8 +138,8 @@ def open_store(
             cache.mkdir(parents=True, exist_ok=True)
             _decode(root, files, square, store, index, progress, source)
             _drop_earlier(index, source)
-        except OSError as error:
-            problem = cannot_write(store, error)
+        except (OSError, OutputError) as error:
+            problem = error if isinstance(error, OutputError) else cannot_write(store, error)
             raise OutputError(f"{problem}; decoded pictures go to LIIF_CACHE, where that is set") from error
         content = json.loads(index.read_text())
     aside = (str(path.relative_to(root)) for path in apart)
@@ -268,20 +269,15 @@ class Sampler:
         return self.finish(self.draw(step, numbers, pin=device.type == "cuda"), device)
 
     def batches(self, step: int, numbers: Sequence[int], device: torch.device) -> Iterator[Batch]:
-        """Batches from ``step`` on, without end. The next ones are drawn in threads while this one is used: one beside
-        a CPU that trains, more for a GPU, which is faster than one."""
-        gpu = device.type != "cpu"
-        threads = GPU_DRAWERS if gpu else 1
+        """Batches from ``step`` on, without end. The next ones are drawn in threads while this one is used."""
+        threads, pin = DRAWERS.get(device.type, GPU_DRAWERS), device.type == "cuda"
         with ThreadPoolExecutor(threads, thread_name_prefix="liif-draw") as pool:
             coming: deque[Future[Draw]] = deque()
             while True:
-                while len(coming) < threads:
-                    coming.append(pool.submit(self.draw, step, numbers, pin=device.type == "cuda"))
+                while len(coming) <= threads:
+                    coming.append(pool.submit(self.draw, step, numbers, pin=pin))
                     step += 1
-                drawn = coming.popleft().result()
-                coming.append(pool.submit(self.draw, step, numbers, pin=device.type == "cuda"))
-                step += 1
-                yield self.finish(drawn, device)
+                yield self.finish(coming.popleft().result(), device)
 
     def draw(self, step: int, numbers: Sequence[int], *, pin: bool = False) -> Draw:
         """The host's part of a batch."""

@@ -1,5 +1,5 @@
-"""Learning a teacher's answers in place of the pictures' own pixels (distillation; Hinton and others, 2015,
-arXiv:1503.02531).
+"""Learning a teacher's answers in place of the pictures' own pixels, or together with them (distillation; Hinton and
+others, 2015, arXiv:1503.02531).
 
 Of the detail that a reduced picture has lost much cannot be told from what is left, and it is noise in the gradients of
 a network that learns the pictures. A teacher's answers are free of it. They are the mean of what the teacher answers to
@@ -37,7 +37,7 @@ def seen(low_res: Tensor, coords: Tensor, cell: Tensor, view: View) -> tuple[Ten
 
 
 class Taught:
-    """A sampler's batches with the teacher's answers for truth.
+    """A sampler's batches with the teacher's answers for truth, or for a share of it.
 
     A batch is answered once and used in each of its views, with ``POOL - 1`` other batches before it comes again. What
     a step gets depends on its number alone, as with the sampler.

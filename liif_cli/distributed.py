@@ -53,6 +53,10 @@ class Processes(NamedTuple):
         """Whether the flag of any process is set."""
         return flag if self.world == 1 else bool(self.mean(torch.tensor(float(flag), device=device)) > 0)
 
+    def agree(self, number: int, device: torch.device) -> bool:
+        """Whether all processes have the same number."""
+        return self.world == 1 or float(self.mean(torch.tensor(number, dtype=torch.float64, device=device))) == number
+
     def wait(self) -> None:
         """Until all processes have come here."""
         if self.world > 1:
@@ -65,8 +69,9 @@ def environment() -> Processes:
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if "WORLD_SIZE" not in os.environ and tasks.isdecimal() and int(tasks) > 1:
         raise UsageError(
-            f"SLURM has started {tasks} of this, and they do not know of each other: start torchrun once a node, as in"
-            " srun --ntasks-per-node=1 torchrun --nproc-per-node=GPUS -m liif_cli train ..."
+            f"SLURM has started {tasks} of this, and they do not know of each other. Start torchrun once a node: srun"
+            " --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc-per-node=GPUS --rdzv-backend=c10d"
+            " --rdzv-endpoint=HOST:29500 -m liif_cli train ... Runs that are each their own say so by WORLD_SIZE=1"
         )
     rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     return Processes(rank, max(1, world), local)

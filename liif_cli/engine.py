@@ -210,7 +210,7 @@ def _stretch(
     start, stop = _reached(length, span, max(side / wanted, 1 / each))
     painted = math.ceil((stop - start) * each)
     first, last = ((edge - start) * painted / (stop - start) for edge in span)
-    return _Stretch((start, stop), painted, (first, min(last, painted)))
+    return _Stretch((start, stop), painted, (first, last))
 
 
 class Costs(NamedTuple):
@@ -266,9 +266,9 @@ def make_plan(
     height = min(image[0], math.ceil(task.box.bottom) - math.floor(task.box.top) + 4)
     held = image if hold_image else (height, width)
     ratio = task.painted[0] / (task.box.bottom - task.box.top)
-    # Where painted rows are resampled, a band is as large as what it becomes: at first along the columns alone.
+    # Where painted rows are resampled, a band is as large as what it becomes; it waits resampled along its width.
     first, last = task.windows[0] or (0, task.painted[0])
-    becomes = task.output[0] / (last - first)
+    becomes = task.output[0] / max(1, last - first)
     row_pixels = max(task.painted[1], task.output[1], math.ceil(task.output[1] * becomes))
     # What waits for its taps there, twice while it is moved.
     waiting = math.ceil(2 * 4 * max(1, 1 / becomes)) * task.output[1] * 3 * FLOAT_BYTES

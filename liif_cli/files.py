@@ -58,19 +58,16 @@ def atomic_path(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def walk(top: Path, onerror: Callable[[OSError], object] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """As `os.walk`, in the order of names, with links to folders followed; each folder is met once, by the first of its
-    names."""
-    met = {top.resolve()}
-
-    def is_new(folder: Path) -> bool:
-        real = folder.resolve()
-        known = real in met
-        met.add(real)
-        return not known
-
+    """As `os.walk`, in the order of names, with links to folders followed after the folders beside them; what was gone
+    through under one name is left out under another."""
+    met: set[Path] = set()
     for folder, folders, names in os.walk(top, onerror=onerror, followlinks=True):
         here = Path(folder)
-        folders[:] = (name for name in sorted(folders) if is_new(here / name))
+        if (real := here.resolve()) in met:
+            folders.clear()
+            continue
+        met.add(real)
+        folders.sort(key=lambda name: ((here / name).is_symlink(), name))
         yield here, folders, sorted(names)
 
 

@@ -347,7 +347,8 @@ def _told_apart(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _with_ending(job: Job) -> str:
-    return f"{job.stem}_{job.source.path.suffix.lower().lstrip('.')}"
+    ending = job.source.path.suffix.lower().lstrip(".")
+    return f"{job.stem}_{ending}" if ending else job.stem
 
 
 def _refuse_collisions(jobs: Sequence[Job], label: str) -> None:

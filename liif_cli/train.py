@@ -219,7 +219,8 @@ class Trainer:
         self.average = self._weights()
 
     def learn_from(self, source: checkpoint.Checkpoint, where: str) -> None:
-        """Take a model's answers for the truth (``distil.py``). Raises UsageError where it cannot answer everything."""
+        """Take a model's answers for the truth, or for a share of it (``distil.py``). Raises UsageError where it cannot
+        answer everything."""
         teacher = checkpoint.restore(source, where)
         if self.config.sample.kind == "picture":
             raise UsageError("a recipe that fits one picture has no use for a teacher; leave it out")
@@ -417,7 +418,7 @@ def _on_its_way(number: Tensor) -> Callable[[], float]:
     host = torch.empty((), dtype=number.dtype, pin_memory=True)
     host.copy_(number, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
+    event.record(torch.cuda.current_stream(number.device))
 
     def arrived() -> float:
         event.synchronize()
@@ -459,7 +460,7 @@ def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = N
     """Train to the configured number of iterations, saving and validating now and then.
 
     The number of the signal (Ctrl-C's, SIGTERM or SIGHUP) when it was asked to stop before: the run has been saved
-    then, after the step under way. A second signal is left to whoever handled them before.
+    then, after the step under way. Who asks again, and not at once, is left to whoever handled signals before.
 
     Raises TrainingError when it diverges, MemoryBudgetError where a step needs more memory than there is.
     """
@@ -471,10 +472,6 @@ def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = N
             raise cannot_write(run, error) from error
         with atomic_path(run / CONFIG, overwrite=True) as temporary:
             temporary.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
-    if processes.world > 1:
-        begun = torch.tensor(trainer.iteration, dtype=torch.float64, device=trainer.device)
-        if float(processes.mean(begun)) != trainer.iteration:
-            raise UsageError(f"{run}: is not the same folder for all processes; name one that their machines share")
     every = config.validation.every
     on_cpu = trainer.device.type == "cpu"
     with _stop_signal() as asked, _Log(run, trainer) as log:

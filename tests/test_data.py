@@ -71,8 +71,12 @@ def test_links_to_folders_are_followed_and_not_round_in_circles(folder, tmp_path
     (below / "val").symlink_to(held_out, target_is_directory=True)
     assert data.set_apart(below) == [below / "val"]
     (below / "val").unlink()
+    (below / ".hidden").symlink_to(folder / "below", target_is_directory=True)  # hides nothing but itself
+    (below / "a_test").symlink_to(folder / "below", target_is_directory=True)
+    assert len(image_files(below, without=data.set_apart(below))) == 5
+    (below / "a_test").unlink()
     names = [path.relative_to(below).as_posix() for path in image_files(below)]
-    assert names == [*(f"linked/{name}" for name in ("a.png", "broken.jpg", "grey.png", "small.png")), "twice/b.webp"]
+    assert names == [f"linked/{name}" for name in ("a.png", "below/b.webp", "broken.jpg", "grey.png", "small.png")]
 
 
 @pytest.mark.parametrize(("kept", "left"), [(-1, 4), (3600, 5)])
@@ -152,6 +156,14 @@ def test_no_usable_picture_is_an_error_that_says_why(folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         open_store(folder, tmp_path / "file")
+
+
+def test_threads_that_draw_ahead_give_the_batches_in_their_order(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(data.DRAWERS, "cpu", 3)
+    sampler = Sampler(open_store(folder, tmp_path / "cache", smallest_side=32), RULE, seed=2)
+    for step, batch in zip(range(4, 12), sampler.batches(4, range(2), CPU), strict=False):
+        alone = sampler.batch(step, range(2), CPU)
+        assert all(torch.equal(one, other) for one, other in zip(batch, alone, strict=True))
 
 
 # -- crops -----------------------------------------------------------------------------------------------------------

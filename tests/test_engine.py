@@ -387,6 +387,16 @@ def test_beyond_the_farthest_scale_bicubic_goes_on():
     assert np.abs(paint(engine, pixels, (100, 170)) - expected).max() <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["liif", "nearest"])
+@pytest.mark.parametrize("values", [40, 500, 3000])
+def test_blocks_of_any_size_paint_the_same(name, values, monkeypatch):
+    """A part of a row, a row, several of them; the last one overlaps the one before it."""
+    pixels = picture(11, 17)
+    expected = paint(make(name), pixels, (29, 41))
+    monkeypatch.setattr(liif, "CPU_BLOCK_BYTES", 4 * 16 * values)
+    assert np.abs(paint(make(name), pixels, (29, 41)) - expected).max() <= 1e-6
+
+
 @pytest.mark.parametrize("name", ["liif", "metasr", "single x2"])
 @pytest.mark.parametrize(
     ("scales", "box"),
@@ -409,6 +419,25 @@ def test_windows_are_parts_of_the_whole_picture_where_it_is_resampled(name, scal
     top, left, bottom, right = (round(edge * scales[number % 2]) for number, edge in enumerate(box))
     got = paint(engine, pixels, (bottom - top, right - left), box)
     assert np.abs(got - whole[top:bottom, left:right]).max() <= 1e-5
+    again = engine.open(pixels, ensemble=True, again=True)
+    whole, got = (
+        rooms.joined(again.bands(size, of), size[0]) for size, of in ((whole.shape[:2], None), (got.shape[:2], box))
+    )
+    assert np.abs(got - whole[top:bottom, left:right]).max() <= 1e-5
+
+
+def test_a_window_of_less_than_a_painted_pixel_is_priced_by_what_it_becomes():
+    engine = make("liif")
+    engine.farthest = 4
+    task = rooms.make_task(engine.model, (100, 100), (4000, 4000), Box(0, 0, 0.01, 0.01), farthest=4)
+    rooms.make_plan(engine.model, torch.float32, task, 2**30, gpu=False, threads=1)
+
+
+def test_bands_are_priced_by_how_wide_they_become():
+    """Rows reduced forty times, columns enlarged two hundred times: rows wait as wide as the output."""
+    task = rooms.make_task(make("liif").model, (4000, 100), (100, 20000), farthest=4)
+    plan = rooms.make_plan(make("liif").model, torch.float32, task, 2**28, gpu=False, threads=1)
+    assert min(plan.band_rows, plan.code_rows) * 20000 * 12 < 2**28
 
 
 def test_bands_are_small_however_far_the_picture_is_enlarged():

@@ -117,7 +117,7 @@ def test_outputs_within_the_folder_are_no_inputs_the_next_time(upscale: Cli, tmp
     assert first.code == 0
     second = upscale(*arguments)
     assert second.code == 0
-    assert "by their names (else give -o another folder): photos/a_x2.png" in second.err
+    assert "by their names (if not, name another folder with -o): photos/a_x2.png" in second.err
     assert len([name for name in tree(photos) if "_x2_x2" in name]) == 0 + 4  # those of photos/large, enlarged once
 
 

@@ -199,6 +199,8 @@ def _train(
         trainer.resume(run)
     elif beginning is not None:
         trainer.start_from(beginning, config.start)
+    if not processes.agree(trainer.iteration, device):
+        raise UsageError(f"{run}: is not the same folder for all processes; name one that their machines share")
     if teacher is not None:
         trainer.learn_from(teacher, config.teacher)
     done = trainer.iteration >= config.iterations
@@ -334,23 +336,22 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
 
 @contextlib.contextmanager
 def _alone(run: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder, by a lock that the system releases when this one ends in any way."""
+    """Keep other processes of this machine out of a run's folder, by a lock that the system releases when this one ends
+    in any way; where files cannot be locked, by nothing."""
     from filelock import FileLock, Timeout
 
-    from liif_cli.files import cannot_write
     from liif_cli.weights import cache_folder
 
     place = cache_folder() / "runs" / f"{hashlib.sha256(os.fsencode(run.resolve())).hexdigest()[:16]}.lock"
-    try:
+    lock = FileLock(place)
+    with contextlib.suppress(OSError, NotImplementedError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UsageError(
-            f"{run}: another process is training there; wait for it, or name another folder with -o"
-        ) from None
-    except OSError as error:
-        raise cannot_write(place, error) from error
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"{run}: another process is training there; wait for it, or name another folder with -o"
+            ) from None
     try:
         yield
     finally:

@@ -296,7 +296,8 @@ def upscale(
     found = planning.find_sources(inputs or [], recursive=recursive, files=_listed(files_from), apart=apart)
     plan = planning.plan_jobs(found.sources, options)
     if not quiet:
-        _note_left_out("being outputs of other inputs here by their names (else give -o another folder)", plan.left_out)
+        by_name = "being outputs of other inputs here by their names (if not, name another folder with -o)"
+        _note_left_out(by_name, plan.left_out)
         _note_left_out("being of kinds that are not read", found.passed_over)
     if as_json:
         _record_left_out(plan.left_out, model)

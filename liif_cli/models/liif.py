@@ -222,8 +222,8 @@ class _CPUPainter:
         codes = vertical.code[[0, -1]].T.tolist()
         self.runs = [(row, *pair) for row, pair in enumerate(codes) if row == 0 or pair != codes[row - 1]]
 
-        # The block: about as many queries as its cache holds, whole rows or a part of one. All are of one size, the
-        # last ones a little over those before.
+        # The block: about as many queries as its cache holds, whole rows or a part of one. All are of one size; the
+        # last one overlaps the one before it.
         queries = max(self.corners, CPU_BLOCK_BYTES // (hidden * dtype.itemsize))
         self.tops, self.down = _blocks(self.rows, queries // (self.corners * self.columns))
         self.lefts, self.across = _blocks(self.columns, queries // self.corners)

@@ -330,7 +330,7 @@ def test_what_is_wrong_with_the_sharing_is_told_before_anything_is_decoded(train
         ran = train("--device", device)
         assert ran.code == 2
         assert f"--device {device}: of several processes each has its own; use cuda, cpu or auto" in ran.err
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache" / "pictures").exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -197,7 +197,6 @@ def _stretch(
     native: int | None, farthest: float, length: int, span: tuple[float, float], side: float, wanted: int
 ) -> _Stretch:
     """What to paint for so many ``wanted`` pixels of a ``span``, of the length ``side``, of an axis."""
-
     if native is not None:
         # Its pixels are where they are: between them there is only interpolation.
         as_it_is = wanted == side * native and all(float(edge * native).is_integer() for edge in span)

@@ -55,8 +55,8 @@ from liif_cli.jobs import (
     Options,
     is_file,
     is_folder,
-    is_there,
     job_makes,
+    occupied,
     output_size,
     pipe,
     standard_input,
@@ -327,7 +327,7 @@ def _is_done(output: Path, options: Options) -> bool:
     if output == STANDARD or not is_file(output) or options.overwrite:
         return False
     if not options.skip_existing:
-        raise is_there(output)
+        raise occupied(output)
     return True
 
 

@@ -464,7 +464,7 @@ def output_size(image: Size, options: Options) -> Size:
 
 def _check_preview(path: Path, output: Path, size: Size, header: Header, options: Options) -> None:
     if is_file(output) and not options.overwrite:
-        raise is_there(output)
+        raise occupied(output)
     # Folders that the run itself would make: the question goes to the nearest one that is there.
     folder = output.parent
     while not is_folder(folder) and job_makes(folder, options):
@@ -490,7 +490,7 @@ def _check_preview(path: Path, output: Path, size: Size, header: Header, options
         raise type(error)(str(error).replace(str(asked), str(output))) from None
 
 
-def is_there(output: Path) -> OutputError:
+def occupied(output: Path) -> OutputError:
     """The error for an output that is there, where nobody said what to do."""
     return OutputError(f"{output}: already exists; add --skip-existing to leave it, or --overwrite to replace it")
 

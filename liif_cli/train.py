@@ -53,7 +53,7 @@ from liif_cli.validate import Scores, Validator, write_png
 
 STATE, CONFIG, LOG, VALIDATION, SAMPLE = "state.pth", "config.json", "log.csv", "validation.csv", "sample.png"
 TEACHER = "teacher.safetensors"
-SAME_EVENT_S = 1.0
+SAME_EVENT_S = 1.0  # a signal that comes again within this time tells of the same event
 
 REMEDY = (
     "the run has diverged, and nothing was saved since its last checkpoint; begin one with that as --start and a lower"

@@ -33,12 +33,14 @@ class SampleRule:
     low_res_side: int = 48  # pixels a side of the network's input
     queries: int = 2304  # pixels of the truth asked in a step; 0 asks them all, where the scale is always the same
     augment: str = "all"  # "all" flips and transposes, "mirror" mirrors left and right, "none"
-    # Of crops: the range of scales, and the pictures' chances. A picture is drawn with a probability proportional to
+    # Of crops: the range of scales, and how they are drawn from it: "uniform", or "log", as often between 1 and 2 as
+    # between 2 and 4. Then the pictures' chances. A picture is drawn with a probability proportional to
     # its number of pixels to this power: 0 treats all alike, as the official recipe does (its pictures are of one
     # size), 1 all pixels. Of so many candidates the crop with the most detail is taken, for this share of the samples;
     # the others take what was drawn, so that smooth areas are not forgotten.
     scale_min: float = 1.0
     scale_max: float = 4.0
+    scale_law: str = "uniform"
     area_power: float = 0.0
     candidates: int = 1
     chosen: float = 1.0
@@ -133,6 +135,7 @@ def check(config: TrainConfig) -> TrainConfig:
     sample, optimiser, schedule, validation = config.sample, config.optimiser, config.schedule, config.validation
     _one_of("sample.kind", sample.kind, ("crops", "resized", "picture"))
     _one_of("sample.augment", sample.augment, ("all", "mirror", "none"))
+    _one_of("sample.scale_law", sample.scale_law, ("uniform", "log"))
     _one_of("optimiser.name", optimiser.name, ("adam", "muon"))
     _one_of("schedule.name", schedule.name, ("cosine", "step", "trapezoid"))
     _one_of("validation.channel", validation.channel, ("rgb", "y"))

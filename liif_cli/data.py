@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -327,7 +328,7 @@ class Sampler:
         """A picture or a crop of one, augmented, and the side its truth is to have."""
         rule = self.rule
         if rule.kind == "crops":
-            side = round(rule.low_res_side * draw.uniform(rule.scale_min, rule.scale_max))
+            side = round(rule.low_res_side * _scale(rule, draw))
             candidates = rule.candidates if rule.chosen == 1 or draw.random() < rule.chosen else 1
             crops = [self._crop(draw, side) for _ in range(candidates)]
             return self._augmented(draw, max(crops, key=_detail) if len(crops) > 1 else crops[0]), side
@@ -353,6 +354,12 @@ class Sampler:
         if rule == "all" and draw.random() < 0.5:
             truth = truth.transpose(1, 0, 2)
         return truth
+
+
+def _scale(rule: SampleRule, draw: np.random.Generator) -> float:
+    if rule.scale_law == "log":
+        return math.exp(draw.uniform(math.log(rule.scale_min), math.log(rule.scale_max)))
+    return draw.uniform(rule.scale_min, rule.scale_max)
 
 
 def _detail(crop: np.ndarray) -> float:

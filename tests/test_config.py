@@ -116,6 +116,7 @@ def test_values_are_changed_by_key():
         ("schedule.name=line", ["'line'", "cosine, step"]),
         ("precision=float8", ["'float8'", "bfloat16"]),
         ("sample.kind=patches", ["'patches'", "crops"]),
+        ("sample.scale_law=even", ["'even'", "uniform, log"]),
         ("sample.scale_max=0.5", ["sample.scale_max", "0.5"]),
         ("optimiser.learning_rate=nan", ["learning_rate", "nan"]),
         ("optimiser.learning_rate=-1", ["learning_rate", "-1"]),

@@ -246,6 +246,14 @@ def test_scales_cover_their_range_and_no_crop_is_larger(store):
     assert 18 < np.mean(sizes) < 22
 
 
+def test_scales_drawn_by_their_logarithm_are_as_often_in_one_octave_as_in_the_next(store):
+    rule = dataclasses.replace(RULE, scale_law="log")
+    sizes = [size for step in range(50) for size, _ in Sampler(store, rule).draw(step, range(8)).sizes]
+    assert min(sizes) == 8
+    assert max(sizes) == 32
+    assert np.mean([size < 16 for size in sizes]) == pytest.approx(0.5, abs=0.08)  # uniform: 0.31
+
+
 @pytest.mark.parametrize("queries", [64, 0])
 def test_as_many_queries_as_pixels_ask_each_pixel_once(store, queries):
     rule = dataclasses.replace(RULE, queries=queries, scale_min=1, scale_max=1)

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 
-from liif_cli.engine import Size, joined
+from liif_cli.engine import Size, is_out_of_memory, joined
 from liif_cli.errors import LiifError, MemoryBudgetError, OutputError
 from liif_cli.files import cannot_write
 from liif_cli.images import (
@@ -211,6 +211,9 @@ class _Batch:
         self.results.append(result)
         self.failed = self.failed or result.error is not None
         self.listener.finished(result)
+        if result.error is not None:
+            # The frames of its traceback, and of what caused it, hold the picture: results stay until the batch's end.
+            result.error.__traceback__ = result.error.__cause__ = result.error.__context__ = None
 
     def end(self) -> None:
         """Stop what is not done: an unfinished picture is discarded, one that only has to be written is finished."""
@@ -279,9 +282,9 @@ def _guarded(do: Callable[[], T]) -> T | Exception:
     """What a function returns, or the error it raises as a value: it belongs to its job's turn."""
     try:
         return do()
-    except MemoryError:
-        return MemoryBudgetError("out of memory; close other programs, or choose a smaller output")
     except Exception as error:
+        if is_out_of_memory(error):
+            return MemoryBudgetError("out of memory; close other programs, or choose a smaller output")
         return error
 
 

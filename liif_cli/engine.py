@@ -42,10 +42,10 @@ GPU_BAND_PIXELS = 2**22
 # Tiles of a band painted by one thread: wide enough that reading the codes costs nothing beside painting them. Their
 # tables grow with both sides.
 TILE_COLUMNS, TILE_ROWS = 512, 2048
-# What a painter works in: on a CPU each thread's blocks and tables, on a GPU four hidden states of a block of 2**18
-# pixels, 256 wide.
+# What a painter works in: on a CPU each thread's blocks and tables; on a GPU four hidden states of a pixel, and all
+# pixels of a band at once where they are not more values than this.
 CPU_PAINTER_BYTES = 24 * MIB
-GPU_PAINTER_VALUES = 2**28
+GPU_PAINTER_STATES, GPU_PAINTER_VALUES = 4, 2**28
 # Sides of the encoder's tiles, the halo not counted: wide rather than high, since painting begins when the first ones
 # are encoded. Below the least, a tile is mostly halo.
 LARGEST_TILE = (1024, 2048)
@@ -153,6 +153,8 @@ def box_sides(image: Size, box: Box | None) -> tuple[float, float]:
     """Height and width of a window, or of all of an image, in its pixels: fractions where the window has them."""
     if box is None:
         return image
+    if not all(map(math.isfinite, box)):
+        raise InputError(f"the box {', '.join(map(str, box))} (top, left, bottom, right): its sides must be numbers")
     top, left, bottom, right = map(coords.exact, box)
     return float(bottom - top), float(right - left)
 
@@ -219,7 +221,9 @@ class Costs(NamedTuple):
     feature: int  # features of an input pixel
     code: int  # folded codes of an input pixel
     painted: int  # a painted pixel of a band
-    fixed: int  # the network's weights and the painters' working sets
+    fixed: int  # the network's weights and, on a CPU, the painters' working sets
+    state: int  # on a GPU a pixel that is being painted, as far as GPU_PAINTER_VALUES reach
+    most_states: int
 
 
 def costs(model: Model, dtype: torch.dtype, threads: int, *, gpu: bool) -> Costs:
@@ -237,7 +241,9 @@ def costs(model: Model, dtype: torch.dtype, threads: int, *, gpu: bool) -> Costs
         # The codes, and the features they are folded from, cut out; on a GPU what a convolution works in.
         code=model.code_values * element * (2 if gpu else 1) + feature,
         painted=3 * FLOAT_BYTES * 3,  # the band, the one before it on its way out, and the rounding of it
-        fixed=2 * weights + (GPU_PAINTER_VALUES * element if gpu else threads * CPU_PAINTER_BYTES),
+        fixed=2 * weights + (0 if gpu else threads * CPU_PAINTER_BYTES),
+        state=GPU_PAINTER_STATES * max(256, model.code_values) * element if gpu else 0,
+        most_states=GPU_PAINTER_VALUES * element,
     )
 
 
@@ -288,6 +294,8 @@ def make_plan(
             + views * (math.prod(held) if plan.hold_features else rows * columns) * price.feature
             + views * rows * columns * price.code
             + band * row_pixels * price.painted
+            # One row is painted at once, however long it is.
+            + max(row_pixels * price.state, min(band * row_pixels * price.state, price.most_states))
         )
 
     def best_tile(area: Size, room: int) -> tuple[int, Size] | None:
@@ -327,7 +335,10 @@ def make_plan(
                 folded_twice = 2 / min(code_rows, enough) * height * width
                 yield best[0] * times + FOLD_WORK * folded_twice, plan._replace(tile=best[1])
 
-    band_rows = max(1, (GPU_BAND_PIXELS if gpu else BAND_PIXELS) // row_pixels)
+    band_rows = (GPU_BAND_PIXELS if gpu else BAND_PIXELS) // row_pixels
+    if gpu and price.most_states > budget_bytes // 2:  # the codes, and the features, shall have room beside
+        band_rows = min(band_rows, budget_bytes // 2 // (row_pixels * price.state))
+    band_rows = max(1, band_rows)
     while not (plans := list(candidates(band_rows))):
         if band_rows == 1:
             tile = LEAST_TILE, LEAST_TILE

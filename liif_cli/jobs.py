@@ -430,7 +430,8 @@ def preview(job: Job, options: Options) -> Preview:
     try:
         if job.source.problem is not None:
             raise job.source.problem
-        header = read_header(standard_input() if path == STANDARD else path, max_pixels=options.max_pixels)
+        content = standard_input() if path == STANDARD else pipe(path) or path
+        header = read_header(content, max_pixels=options.max_pixels)
     except LiifError as error:
         return Preview(path, None, None, None, error=error)
     output: Path | None = None
@@ -442,7 +443,7 @@ def preview(job: Job, options: Options) -> Preview:
         if options.skip_existing and output != STANDARD and is_file(output):
             return Preview(path, output, header.size, size, header.frames, skipped=True)
         if output != STANDARD:
-            _check_preview(path, output, size, header, options)
+            _check_preview(content, output, size, header, options)
     except LiifError as error:
         return Preview(path, output, header.size, size, header.frames, error=error)
     return Preview(path, output, header.size, size, header.frames)
@@ -462,14 +463,14 @@ def output_size(image: Size, options: Options) -> Size:
     return options.sizing.resolve(box_sides(image, box))
 
 
-def _check_preview(path: Path, output: Path, size: Size, header: Header, options: Options) -> None:
+def _check_preview(source: Path | io.BytesIO, output: Path, size: Size, header: Header, options: Options) -> None:
     if is_file(output) and not options.overwrite:
         raise occupied(output)
     # Folders that the run itself would make: the question goes to the nearest one that is there.
     folder = output.parent
     while not is_folder(folder) and job_makes(folder, options):
         folder = folder.parent
-    asked = temporary_beside(folder / output.name)
+    asked = output if folder == output.parent else temporary_beside(folder / output.name)
     wanted = options.format or output.suffix
     alpha = header.channels in (2, 4)
     like = replace(
@@ -480,12 +481,15 @@ def _check_preview(path: Path, output: Path, size: Size, header: Header, options
     try:
         known = format_of(asked, wanted)
         if header.frames > 1:
-            check_animation(asked, size, fitted(like, known), format=wanted)
+            check_animation(asked, size, fitted(like, known), format=wanted, overwrite=options.overwrite)
             return
-        if like.has_alpha and path != STANDARD and (not known.alpha or known.name == "GIF"):
+        if like.has_alpha and (not known.alpha or known.name == "GIF"):
             # Whether its transparency can be done without is not in the header.
-            like = replace(like, pixels=read(path, max_pixels=options.max_pixels).pixels)
-        check_output(asked, size, fitted(like, known, depth=options.depth), format=wanted, strip=options.strip)
+            if isinstance(source, io.BytesIO):
+                source.seek(0)
+            like = replace(like, pixels=read(source, max_pixels=options.max_pixels).pixels)
+        like = fitted(like, known, depth=options.depth)
+        check_output(asked, size, like, format=wanted, strip=options.strip, overwrite=options.overwrite)
     except LiifError as error:
         raise type(error)(str(error).replace(str(asked), str(output))) from None
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 from liif_cli import allocator, checkpoint, weights
 from liif_cli.coords import exact, output_size
-from liif_cli.engine import MIB, Box, Encoded, Engine, Size, box_sides, joined
+from liif_cli.engine import MIB, Box, Encoded, Engine, Size, box_sides, is_out_of_memory, joined
 from liif_cli.errors import MemoryBudgetError, RangeError, UsageError
 from liif_cli.images import Picture, compose, from_array, from_pil, layers, to_array, to_pil
 
@@ -144,7 +144,14 @@ class Upscaler:
         return self.precision == "auto" and self.dtype != torch.float32
 
     def _load(self, device: torch.device, dtype: torch.dtype) -> Engine:
-        return Engine(checkpoint.load(self.source), device, dtype, self.memory_bytes or 0, self._farthest)
+        try:
+            return Engine(checkpoint.load(self.source), device, dtype, self.memory_bytes or 0, self._farthest)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryBudgetError(
+                f"out of memory on {device} while the model was loaded; close other programs, or use --device cpu"
+            ) from None
 
     @cached_property
     def _exact(self) -> Engine:
@@ -385,7 +392,8 @@ def default_bytes(device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device, within the limit of a container where there is one."""
+    """Memory that is free on a device, within the limit of a container (a control group of version 2) where there is
+    one."""
     if device.type == "cuda":
         # What torch keeps for the next allocation is free as well.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

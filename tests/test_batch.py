@@ -1,8 +1,10 @@
 """Reading, painting and writing side by side; and every way in which one of them can fail the others."""
 
+import gc
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -191,6 +193,37 @@ def test_too_few_rows_are_no_picture(folder: Path) -> None:
     assert not isinstance(result.error, LiifError)
     assert result.error is not None
     assert made(folder) == ""
+
+
+def test_a_failed_picture_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one refused before painting nor one that fails in it: tracebacks hold what functions worked on."""
+    alive = []
+    read = batch.read
+
+    def watched(*args: Any, **options: Any) -> Picture:
+        picture = read(*args, **options)
+        alive.append(weakref.ref(picture.pixels))
+        return picture
+
+    monkeypatch.setattr(batch, "read", watched)
+
+    def fail(picture: Picture, number: int) -> None:
+        raise InputError("bad") from ValueError("why")
+
+    save(folder / "b.png", photo(11, 8, channels=4))
+    results = go("abc", Painter(first=fail), format="jpg")
+    assert [result.error is not None for result in results] == [True] * 3
+    assert "JPEG" in str(results[1].error)
+    gc.collect()
+    assert len(alive) == 3
+    assert not any(pixels() is not None for pixels in alive)
+
+
+def test_memory_that_torch_misses_is_no_bug(folder: Path) -> None:
+    def miss(picture: Picture, number: int) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    assert [type(result.error) for result in go("a", Painter(first=miss))] == [MemoryBudgetError]
 
 
 def test_fail_fast(folder: Path) -> None:

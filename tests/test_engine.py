@@ -139,6 +139,24 @@ def test_of_one_window_no_more_is_encoded_than_it_needs(budget, monkeypatch):
     assert np.abs(window - np.concatenate(list(whole.bands((20, 24), Box(100, 200, 110, 212))))).max() <= 1e-5
 
 
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_box_without_sides_is_refused(bad):
+    with pytest.raises(InputError, match="its sides must be numbers"):
+        rooms.box_sides((40, 40), Box(0, 0, bad, 10))
+
+
+def test_a_gpu_with_little_free_memory_paints_shorter_bands():
+    """A small picture takes little however large the blocks may be; a large one as many rows as there is room for."""
+    model = make("liif").model
+    options = {"gpu": True, "threads": 1}
+    small = rooms.make_task(model, (20, 20), (40, 40))
+    assert rooms.make_plan(model, torch.float32, small, 2**25, **options).band_rows >= 20
+    large = rooms.make_task(model, (1000, 1000), (4000, 4000))
+    plans = [rooms.make_plan(model, torch.float32, large, budget, **options) for budget in (2**29, 2**32)]
+    assert plans[0].band_rows < plans[1].band_rows
+    assert plans[0].hold_features
+
+
 def test_holding_a_whole_picture_for_many_windows_is_priced_as_such():
     engine = make("liif")
     task = rooms.make_task(engine.model, (4000, 4000), (40, 40), Box(0, 0, 10, 10))

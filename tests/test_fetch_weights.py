@@ -587,6 +587,23 @@ def test_ones_own_file_is_registered_once(tmp_path: Path, cache: Path, told: Tol
     assert checkpoint.read(first.path).tensors["encoder.head.0.weight"].dtype == torch.float16
 
 
+def test_a_model_whose_replacement_was_cut_off_is_not_there(
+    tmp_path: Path, cache: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch.register(str(TINY), "mine", cache, told)
+    other = tmp_path / "other.safetensors"
+    checkpoint.write(other, checkpoint.read(TINY), half=True)
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fetch, "write_record", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fetch.register(str(other), "mine", cache, told, overwrite=True)
+    monkeypatch.undo()
+    assert fetch.register(str(TINY), "mine", cache, told).status == "converted"
+
+
 def test_a_training_run_is_registered_by_its_folder(tmp_path: Path, cache: Path, told: Told) -> None:
     checkpoint.write(
         tmp_path / checkpoint.RUN_MODEL,

@@ -31,6 +31,7 @@ from liif_cli.images import (
     write,
     write_animation,
 )
+from liif_cli.images.stream import Stream
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a exif:PixelXDimension="7"/></x:xmpmeta>'
 RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -208,6 +209,30 @@ def test_a_deep_zoom_picture_is_a_pyramid_of_tiles(tmp_path: Path, channels: int
     assert {tile.suffix for tile in tiles} == {".jpg" if opaque else ".png"}
     first = read(tmp_path / "a.b_files" / "10" / f"0_0{tiles[0].suffix}")
     assert np.abs(first.pixels[:200, :200].astype(float) - source.pixels[:200, :200]).mean() < 2 * source.depth
+
+
+@pytest.mark.parametrize("name", ["map[1]", "map.zip", "map[Q=5]"])
+def test_a_deep_zoom_picture_has_the_name_it_is_given(tmp_path: Path, name: str) -> None:
+    """libvips would read the ends of these as options, and as the kind of an archive."""
+    write_in_bands(tmp_path / f"{name}.dzi", picture(3), budget_bytes=HUGE)
+    assert names(tmp_path) == [f"{name}.dzi", f"{name}_files"]
+
+
+@pytest.mark.parametrize("extension", [".png", ".tif"])
+def test_a_stream_that_is_read_to_its_last_row_may_end_before_its_file_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
+) -> None:
+    put = Stream._put
+
+    def late(self: Stream, piece: bytes | None) -> None:
+        if piece is None or b"IEND" in piece:
+            self._thread.join(1)
+        put(self, piece)
+
+    monkeypatch.setattr(Stream, "_put", late)
+    source = picture(3)
+    write_in_bands(tmp_path / f"a{extension}", source, budget_bytes=0)
+    assert np.array_equal(read(tmp_path / f"a{extension}").pixels, source.pixels)
 
 
 def test_a_deep_zoom_picture_replaces_an_older_one_only_when_told(tmp_path: Path) -> None:

@@ -326,6 +326,29 @@ def test_a_preview_writes_nothing_and_tells_the_truth(upscale: Cli, tmp_path: Pa
     assert ran.out == "standard output  50x38 from - 32x24\n"
 
 
+def test_a_preview_refuses_what_the_run_would_refuse(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "photo.png", photo(20, 30))
+    (tmp_path / "photo_x2_files").mkdir()
+    (tmp_path / "photo_x2.png").mkdir()
+    for arguments, words in ((["--format", "dzi"], "photo_x2_files already exists"), ([], "is a folder; name a file")):
+        runs = [upscale("photo.png", "--scale", "2", *arguments, *more) for more in ([], ["--dry-run"])]
+        assert runs[0].code == runs[1].code, runs
+        assert runs[0].err == runs[1].err
+        assert words in runs[0].err + runs[0].out
+
+
+def test_a_preview_reads_a_pipe_once(upscale: Cli, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    save(tmp_path / "photo.png", photo(20, 30, channels=4))
+    content = (tmp_path / "photo.png").read_bytes()
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
+    writer.start()
+    ran = upscale("pipe", "--scale", "2", "--format", "jpg", "--dry-run")
+    writer.join()
+    assert ran.code == 5
+    assert "transparen" in ran.err
+
+
 def test_a_preview_reads_headers_only(upscale: Cli, tmp_path: Path) -> None:
     Image.new("RGB", (4_000, 4_000)).save(tmp_path / "large.png")
     content = (tmp_path / "large.png").read_bytes()

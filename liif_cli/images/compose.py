@@ -71,7 +71,7 @@ def _pull_push(colour: Array, weight: Array) -> None:
             finer = np.asarray(plane.resize(size, Image.Resampling.BILINEAR, box))[: len(part), :width]
             filled = colour[rows, :, channel] * part + finer * (1 - part)
             if np.issubdtype(colour.dtype, np.integer):
-                filled = np.floor(filled + np.float32(0.5))
+                filled += np.float32(0.5)  # and cut off
             colour[rows, :, channel] = filled
 
 
@@ -112,5 +112,6 @@ def _quantise(values: Array, dtype: np.dtype) -> Array:
     clamped = np.clip(values, 0, 1)
     if not np.issubdtype(dtype, np.integer):
         return clamped
-    rounded: Array = np.floor(clamped * np.float32(full_scale(dtype)) + np.float32(0.5)).astype(dtype)
+    # The conversion cuts off, which is the floor of what is not negative.
+    rounded: Array = (clamped * np.float32(full_scale(dtype)) + np.float32(0.5)).astype(dtype)
     return rounded

@@ -42,7 +42,7 @@ def _over(picture: Picture, background: tuple[int, int, int]) -> Picture:
     for top in range(0, picture.size[0], _BLOCK_ROWS):  # floats take several times as much memory
         rows = slice(top, top + _BLOCK_ROWS)
         share = picture.alpha[rows, :, None] / np.float32(greatest)
-        pixels[rows] = np.floor(picture.colour[rows] * share + ground * (1 - share) + np.float32(0.5))
+        pixels[rows] = picture.colour[rows] * share + ground * (1 - share) + np.float32(0.5)
     return replace(picture, pixels=pixels, icc=matching_profile(picture.icc, pixels))
 
 

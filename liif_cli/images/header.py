@@ -110,6 +110,6 @@ def _of_tiff(file: Opened) -> Header:
         height, width = image.height, image.width
         channels = 3 if image.interpretation in ("cmyk", "lab", "labs", "labq", "xyz") else min(image.bands, 4)
         depth = 16 if image.format == "ushort" else 8
-    if 5 <= info.get("orientation", 1) <= 8:
-        height, width = width, height
+        if 5 <= info.get("orientation", 1) <= 8:  # which Pillow has seen to
+            height, width = width, height
     return Header((height, width), channels, depth, "TIFF")

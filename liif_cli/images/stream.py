@@ -36,6 +36,7 @@ from liif_cli.images.tiff import graft_exif
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 _PIECE_BYTES = 1 << 20
+_PYRAMID = "picture"  # a DeepZoom's name until it has its own
 _WAITING_PIECES = 8
 _STORED_BYTES = 0xFFFF  # the longest block without compression
 
@@ -113,6 +114,8 @@ class Stream:
     def _put(self, piece: bytes | None) -> None:
         while True:
             if not self._thread.is_alive():
+                if self._error is None:
+                    return  # it has all rows, and may not need how the file ends
                 self._raise_failure()
             with contextlib.suppress(queue.Full):
                 self._pieces.put(piece, timeout=0.2)
@@ -149,8 +152,9 @@ class Stream:
 
     def _raise_failure(self) -> None:
         error = self._error
-        if error is None or isinstance(error, OutputError):
-            raise error or OutputError(f"{self._final}: cannot be written: the compressor stopped")
+        assert error is not None
+        if isinstance(error, OutputError):
+            raise error
         raise cannot_write(self._final, _system_error(error)) from error
 
     # From here on in the thread.
@@ -180,7 +184,8 @@ class Stream:
         elif self._format == "TIFF":
             self._save_tiff(image)
         else:
-            image.dzsave(str(self._temporary / self._final.stem), keep="icc", **self._options)
+            # Not under its own name, of which libvips would read the end as options, or as the name of an archive.
+            image.dzsave(str(self._temporary / _PYRAMID), keep="icc", **self._options)
             for description in self._temporary.rglob("vips-properties.xml"):  # libvips's own, of no use to a viewer
                 description.unlink()
 
@@ -329,14 +334,16 @@ def _without_chunk(chunks: bytes, name: bytes) -> bytes:
 
 @contextlib.contextmanager
 def atomic_deepzoom(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give an empty hidden folder; what appears in it as NAME.dzi and NAME_files is moved beside, the `.dzi` last.
+    """Give an empty hidden folder; what appears in it as picture.dzi and picture_files is moved beside under the final
+    name, the `.dzi` last.
 
-    An older picture's tiles are put aside first and removed at the end. Raises OutputError as `atomic_path` does.
+    An older picture's tiles are put aside first and removed at the end; a kill just between leaves them in the hidden
+    folder. Raises OutputError as `atomic_path` does.
     """
     target = check_target(final, overwrite=overwrite)
     check_tiles_folder(final, target, overwrite=overwrite)
     temporary = temporary_beside(target)
-    tiles, new_tiles, old_tiles = tiles_folder(target), temporary / f"{final.stem}_files", temporary / "old"
+    tiles, new_tiles, old_tiles = tiles_folder(target), temporary / f"{_PYRAMID}_files", temporary / "old"
     try:
         try:
             temporary.mkdir()
@@ -345,14 +352,14 @@ def atomic_deepzoom(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         try:
             # The tiles themselves are thousands of small files: flushed together, not one by one.
-            flush_to_disk(temporary / f"{final.stem}.dzi")
+            flush_to_disk(temporary / f"{_PYRAMID}.dzi")
             if hasattr(os, "sync"):
                 os.sync()
             check_tiles_folder(final, target, overwrite=overwrite)
             if tiles.exists():
                 tiles.rename(old_tiles)
             new_tiles.rename(tiles)
-            move_into_place(temporary / f"{final.stem}.dzi", target, overwrite=overwrite)
+            move_into_place(temporary / f"{_PYRAMID}.dzi", target, overwrite=overwrite)
         except (OSError, OutputError) as error:
             _put_back(tiles, new_tiles, old_tiles)
             raise error if isinstance(error, OutputError) else cannot_write(final, error) from error

@@ -5,7 +5,7 @@
     CACHE/FILE                where a user without a connection puts a file of the registry, under its own name
     CACHE/partial/            downloads that are not complete and the locks between processes; nothing is read from here
 
-A model counts as there only with its record; the record is written first, so what is interrupted is not there.
+A model counts as there only with its record; the record is written last, so what is interrupted is not there.
 """
 
 from __future__ import annotations

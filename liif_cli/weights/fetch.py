@@ -293,8 +293,9 @@ def _store(path: Path, place: Place, source: str, sha256: str, facts: dict[str, 
             bytes=size,
             sha256=sha256_of(staged),
         )
-        write_record(place, record)
+        place.record.unlink(missing_ok=True)  # an older model's, which ends with it
         staged.replace(place.model)
+        write_record(place, record)
         with contextlib.suppress(OSError):
             flush_to_disk(place.folder)
     finally:

@@ -33,7 +33,7 @@ import torch
 
 from liif_cli.engine import Size, is_out_of_memory, joined
 from liif_cli.errors import LiifError, MemoryBudgetError, OutputError
-from liif_cli.files import cannot_write
+from liif_cli.files import cannot_write, is_file, is_folder
 from liif_cli.images import (
     Animation,
     Picture,
@@ -53,8 +53,6 @@ from liif_cli.jobs import (
     STANDARD,
     Job,
     Options,
-    is_file,
-    is_folder,
     job_makes,
     occupied,
     output_size,

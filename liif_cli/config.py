@@ -92,7 +92,9 @@ class Validation:
     scales: tuple[float, ...] = (2.0, 3.0, 4.0)
     pictures: int = 10  # the first so many of the folder; 0 takes all
     crop: int = 0  # only the square of this side in the middle of each picture, which is faster; 0 takes all of it
-    channel: str = "rgb"  # "rgb" with a border of scale + 6, as DIV2K is scored; "y" with a border of scale
+    # "rgb" with a border of scale + 6, as DIV2K is scored; "y" with a border of scale; "auto": "y" of Set5, Set14, B100
+    # and Urban100, which published tables score so, and "rgb" of all else.
+    channel: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def check(config: TrainConfig) -> TrainConfig:
     _one_of("sample.scale_law", sample.scale_law, ("uniform", "log"))
     _one_of("optimiser.name", optimiser.name, ("adam", "muon"))
     _one_of("schedule.name", schedule.name, ("cosine", "step", "trapezoid"))
-    _one_of("validation.channel", validation.channel, ("rgb", "y"))
+    _one_of("validation.channel", validation.channel, ("auto", "rgb", "y"))
     _one_of("precision", config.precision, ("auto", "float32", "bfloat16"))
     _one_of("compile", config.compile, ("auto", "on", "off"))
     counts = {"iterations": config.iterations, "batch": config.batch, "accumulate": config.accumulate,

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from liif_cli.config import SampleRule
 from liif_cli.errors import InputError, LiifError, OutputError
-from liif_cli.files import atomic_path, cannot_write, walk
+from liif_cli.files import atomic_path, cannot_write, is_file, is_folder, walk
 from liif_cli.images import Picture, read
 from liif_cli.images.fit import eight_bits
 from liif_cli.resize import bicubic_reduce_batch, pil_bicubic
@@ -46,29 +46,45 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff"
 
 # Folders of benchmarks, as they are published, that are not for training: reduced copies (DIV2K_train_LR_bicubic) and
 # what is held out (DIV2K_valid_HR).
-_SET_APART = re.compile(r"(.*_)?(LR|valid|test)(_.*)?")
+_REDUCED, _SET_APART = re.compile(r"(.*_)?LR(_.*)?"), re.compile(r"(.*_)?(LR|valid|test)(_.*)?")
+RUN_STATE = "state.pth"  # what tells the folder of a training run
+# Of stores: to be counted up when what is made of a file changes.
+STORE_VERSION = 1
 
 
 def set_apart(folder: Path) -> list[Path]:
-    """The folders below that training passes over, unless one of them is named itself."""
-    below = (here / name for here, folders, _ in walk(folder) for name in folders)
-    return [path for path in below if any(_SET_APART.fullmatch(name) for name in (path.name, path.resolve().name))]
+    """The folders below that training passes over, unless one of them is named itself: those of benchmarks that are not
+    for it, and training runs, whose comparisons are pictures."""
+    return [path for path in _below(folder) if _is_called(path, _SET_APART) or is_file(path / RUN_STATE)]
+
+
+def reduced_copies(folder: Path) -> list[Path]:
+    """The folders below that hold reduced copies of a benchmark's pictures."""
+    return [path for path in _below(folder) if _is_called(path, _REDUCED)]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    return (here / name for here, folders, _ in walk(folder) for name in folders)
+
+
+def _is_called(path: Path, pattern: re.Pattern[str]) -> bool:
+    return any(pattern.fullmatch(name) for name in (path.name, path.resolve().name))
 
 
 def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
     """All pictures below a folder, by their file names' endings, in a fixed order, but for those below the folders
     ``without`` and what is hidden; of a file, the file. Raises InputError where there are none."""
     folder = Path(folder)
-    if folder.is_file():
+    if is_file(folder):
         return [folder]
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(f"{folder}: no such folder; name one with pictures in it")
     apart = set(without)
     files = []
     for here, folders, names in walk(folder):
         folders[:] = (name for name in folders if not name.startswith(".") and here / name not in apart)
         found = (here / name for name in names if not name.startswith("."))
-        files += [path for path in found if path.suffix.lower() in SUFFIXES and path.is_file()]
+        files += [path for path in found if path.suffix.lower() in SUFFIXES and is_file(path)]
     files.sort()
     if not files:
         aside = f" outside of {apart.pop().name}, which is passed over unless it is named itself" if apart else ""
@@ -118,20 +134,22 @@ def open_store(
 
     Pictures that cannot be read or have a side under ``smallest_side`` are left out and said in ``skipped``. With
     ``square`` only the largest square in the middle of each picture is kept, reduced to that side. A change of any
-    file's name, size or time makes a new store. ``progress`` is told (decoded, of how many).
+    file's name, size or time makes a new store, as does a picture that can be read by now. ``progress`` is told
+    (decoded, of how many).
 
     Raises InputError when no picture is left and OutputError when the cache cannot be written.
     """
     folder = Path(folder)
-    apart = set_apart(folder) if folder.is_dir() else []
+    apart = set_apart(folder) if is_folder(folder) else []
     files = image_files(folder, without=apart)
-    root = folder if folder.is_dir() else folder.parent
+    root = folder if is_folder(folder) else folder.parent
     stamp = [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     source = [str(folder.resolve()), square]
-    key = hashlib.sha256(json.dumps([str(root.resolve()), square, stamp]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([STORE_VERSION, str(root.resolve()), square, stamp]).encode()).hexdigest()[:16]
     store, index = cache / f"{key}.rgb", cache / f"{key}.json"
     content = _index(index, store)
-    if content is not None:
+    # What could not be read may be readable by now: its reader is installed, or its drive is back.
+    if content is not None and not any(isinstance(_decoded(root / name), np.ndarray) for name, _ in content["skipped"]):
         with contextlib.suppress(OSError):
             os.utime(index)  # still of use
     else:
@@ -144,8 +162,11 @@ def open_store(
             raise OutputError(f"{problem}; decoded pictures go to LIIF_CACHE, where that is set") from error
         content = json.loads(index.read_text())
     aside = (str(path.relative_to(root)) for path in apart)
-    skipped = [f"{name}: held-out or reduced pictures of a benchmark; name it itself to use it" for name in aside]
-    skipped += content["skipped"]
+    skipped = [
+        f"{name}: held-out or reduced pictures of a benchmark, or a training run; name it itself to use it"
+        for name in aside
+    ]
+    skipped += [why for _, why in content["skipped"]]
     offsets, sizes, start = [], [], 0
     for name, height, width, was in content["pictures"]:
         if min(was) >= smallest_side:
@@ -183,22 +204,21 @@ def _decode(
     source: list[Any],
 ) -> None:
     def decode(path: Path) -> tuple[np.ndarray, Size] | str:
-        try:
-            pixels = rgb8(read(path))
-        except LiifError as error:
-            return str(error)
+        pixels = _decoded(path)
+        if isinstance(pixels, str):
+            return pixels
         size = (pixels.shape[0], pixels.shape[1])
         return (pixels if square is None else middle_square(pixels, square)), size
 
     pictures: list[tuple[str, int, int, Size]] = []
-    skipped: list[str] = []
+    skipped: list[tuple[str, str]] = []
     with atomic_path(store, overwrite=True) as temporary, temporary.open("wb") as out, ThreadPoolExecutor() as pool:
         done = 0
         for first in range(0, len(files), DECODED_AT_ONCE):  # no more than these are in memory
             some = files[first : first + DECODED_AT_ONCE]
             for path, result in zip(some, pool.map(decode, some), strict=True):
                 if isinstance(result, str):
-                    skipped.append(result)
+                    skipped.append((str(path.relative_to(root)), result))
                 else:
                     pixels, size = result
                     out.write(pixels.tobytes())
@@ -207,10 +227,18 @@ def _decode(
                 if progress is not None:
                     progress(done, len(files))
         if not pictures:
-            raise InputError(f"{root}: none of the {len(files)} pictures in it can be read; the first: {skipped[0]}")
+            raise InputError(f"{root}: none of the {len(files)} pictures in it can be read; the first: {skipped[0][1]}")
     # The index last: a store without one does not count.
     with atomic_path(index, overwrite=True) as temporary:
         temporary.write_text(json.dumps({"source": source, "pictures": pictures, "skipped": skipped}))
+
+
+def _decoded(path: Path) -> np.ndarray | str:
+    """A picture (H, W, 3) uint8, or why there is none."""
+    try:
+        return rgb8(read(path))
+    except LiifError as error:
+        return str(error)
 
 
 def _drop_earlier(index: Path, source: list[Any]) -> None:

@@ -165,8 +165,9 @@ def load_methods(
             continue
         path = weights.resolve(model)
         file = path / checkpoint.RUN_MODEL if path.is_dir() else path
-        engine = Engine(checkpoint.load(path), chosen, dtype, 0)
+        # First of all: a run that goes on meanwhile may write a newer one.
         name, identity = _name(model, path), f"model:{sha256_of(file)[:16]}"
+        engine = Engine(checkpoint.load(path), chosen, dtype, 0)
         methods += [
             ModelMethod(name, identity, engine, limit, ensemble=way)
             for way in ((False, True) if ensemble else (False,))

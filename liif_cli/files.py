@@ -57,6 +57,17 @@ def atomic_path(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is an ordinary file. What may not be looked at, and a name that no file can have, are no error
+    here, as they are for `Path`."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; see `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def walk(top: Path, onerror: Callable[[OSError], object] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
     """As `os.walk`, in the order of names, with links to folders followed after the folders beside them; what was gone
     through under one name is left out under another."""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from liif_cli.engine import Box, Size, box_sides
 from liif_cli.errors import InputError, LiifError, OutputError, UsageError
-from liif_cli.files import temporary_beside, walk
+from liif_cli.files import is_file, is_folder, temporary_beside, walk
 from liif_cli.images import (
     DEFAULT_MAX_PIXELS,
     EXTENSIONS,
@@ -96,16 +96,6 @@ class Job:
                 return None
             label = f"{size[1]}x{size[0]}"
         return self.folder / f"{self.stem}_{label}{options.window}{self.extension}"
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is an ordinary file. A name that no file can have is no error here, as it is for ``Path``."""
-    return os.path.isfile(path)  # noqa: PTH113
-
-
-def is_folder(path: Path) -> bool:
-    """Whether there is a folder; see ``is_file``."""
-    return os.path.isdir(path)  # noqa: PTH112
 
 
 _A_BOX = r"(?:_[\d.]+(?:,[\d.]+){3})"

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from liif_cli import __version__, checkpoint
 from liif_cli.config import Schedule, TrainConfig, to_mapping
-from liif_cli.data import Batch, PictureStore, Sampler
+from liif_cli.data import RUN_STATE, Batch, PictureStore, Sampler
 from liif_cli.distil import Taught
 from liif_cli.distributed import Processes
 from liif_cli.engine import is_out_of_memory
@@ -51,7 +51,9 @@ from liif_cli.optim import make_optimiser, set_rates
 from liif_cli.upscaler import choose_precision
 from liif_cli.validate import Scores, Validator, write_png
 
-STATE, CONFIG, LOG, VALIDATION, SAMPLE = "state.pth", "config.json", "log.csv", "validation.csv", "sample.png"
+STATE, CONFIG, LOG, VALIDATION, SAMPLE = RUN_STATE, "config.json", "log.csv", "validation.csv", "sample.png"
+# Steps after which processes on GPUs agree whether to stop: a launcher that is told to kills them after 30 seconds.
+AGREE_EVERY = 5
 TEACHER = "teacher.safetensors"
 SAME_EVENT_S = 1.0  # a signal that comes again within this time tells of the same event
 
@@ -205,29 +207,14 @@ class Trainer:
         return network
 
     def start_from(self, source: checkpoint.Checkpoint, where: str) -> None:
-        """Take the weights of a checkpoint as the beginning; those of a smaller decoder are grown. Raises ModelError
-        where the networks differ otherwise."""
-        given, own = checkpoint.restore(source, where), self.model.state_dict()
-        state = given.state_dict()
-        if {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in own.items()}:
-            self.model.load_state_dict(state)
-        elif not grow(given, self.model):
-            raise ModelError(
-                f"{where}: holds another network than this run trains, and not a smaller decoder of the same encoder;"
-                " use the preset it was trained with"
-            )
+        """Take the weights of a checkpoint as the beginning, as ``begin_with``."""
+        begin_with(self.model, source, where)
         self.average = self._weights()
 
     def learn_from(self, source: checkpoint.Checkpoint, where: str) -> None:
-        """Take a model's answers for the truth, or for a share of it (``distil.py``). Raises UsageError where it cannot
-        answer everything."""
-        teacher = checkpoint.restore(source, where)
-        if self.config.sample.kind == "picture":
-            raise UsageError("a recipe that fits one picture has no use for a teacher; leave it out")
-        if teacher.holds_picture:
-            raise UsageError(f"{where}: holds one fitted picture and answers about no other; name another teacher")
-        if teacher.native_scale is not None:
-            raise UsageError(f"{where}: paints at x{teacher.native_scale} only; a teacher answers at any scale")
+        """Take a model's answers for the truth, or for a share of it (``distil.py``). Raises UsageError as
+        ``teacher_of``."""
+        teacher = teacher_of(self.config, source, where)
         dtype = None if teacher.needs_float32 else autocast_type(self.config.precision, self.device)
         teacher = teacher.eval().to(self.device, memory_format=memory_format(self.device))  # type: ignore[call-overload]
         self._source = Taught(self.sampler, teacher, dtype, parts=self.parts, share=self.config.teacher_share)
@@ -371,7 +358,10 @@ class Trainer:
             same_pictures = state.get("pictures") == self._pictures()
         except (OSError, KeyError, ValueError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
-            raise TrainingError(f"{run / STATE}: cannot be resumed from: {reason}") from None
+            raise TrainingError(
+                f"{run / STATE}: cannot be resumed from: {reason}; train onwards from the run's model with --start"
+                f" {run} and another folder (-o)"
+            ) from None
         self._batches = None
         if not same_pictures:
             self.watcher.note("the pictures are not those that the run began with; it goes on with these")
@@ -397,9 +387,12 @@ class Trainer:
 
 
 def network(config: TrainConfig) -> Model:
-    """The network of a configuration. Raises UsageError for one of a single scale that would be trained at others, and
-    ModelError as ``build``."""
+    """The network of a configuration. Raises UsageError for one that would be trained by samples it is not made for,
+    and ModelError as ``build``."""
     model, rule = build(config.model), config.sample
+    if model.holds_picture != (rule.kind == "picture"):
+        fit = "sample.kind=picture --set sample.augment=none" if model.holds_picture else "sample.kind=crops"
+        raise UsageError(f"sample.kind = {rule.kind!r}: this network would learn nothing from that; use --set {fit}")
     scale = model.native_scale
     if scale is not None:
         side = rule.low_res_side * scale
@@ -409,6 +402,32 @@ def network(config: TrainConfig) -> Model:
         if rule.kind == "resized" and rule.truth_side != side:
             raise UsageError(f"this network paints at x{scale} only; train it with --set sample.truth_side={side}")
     return model
+
+
+def begin_with(model: Model, source: checkpoint.Checkpoint, where: str) -> None:
+    """Give a model the weights of a checkpoint; those of a smaller decoder are grown. Raises ModelError where the
+    networks differ otherwise."""
+    given, own = checkpoint.restore(source, where), model.state_dict()
+    state = given.state_dict()
+    if {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in own.items()}:
+        model.load_state_dict(state)
+    elif not grow(given, model):
+        raise ModelError(
+            f"{where}: holds another network than this run trains, and not a smaller decoder of the same encoder;"
+            " use the preset it was trained with"
+        )
+
+
+def teacher_of(config: TrainConfig, source: checkpoint.Checkpoint, where: str) -> Model:
+    """The model of a checkpoint, to teach a run. Raises UsageError where it cannot answer everything."""
+    teacher = checkpoint.restore(source, where)
+    if config.sample.kind == "picture":
+        raise UsageError("a recipe that fits one picture has no use for a teacher; leave it out")
+    if teacher.holds_picture:
+        raise UsageError(f"{where}: holds one fitted picture and answers about no other; name another teacher")
+    if teacher.native_scale is not None:
+        raise UsageError(f"{where}: paints at x{teacher.native_scale} only; a teacher answers at any scale")
+    return teacher
 
 
 def _on_its_way(number: Tensor) -> Callable[[], float]:
@@ -484,8 +503,8 @@ def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = N
             last = iteration == config.iterations
             if iteration % config.log_every == 0 or last:
                 log.losses()
-            # All processes stop at the same step; to agree, GPUs would have to wait for one another.
-            together = on_cpu or processes.world == 1 or iteration % config.log_every == 0
+            # All processes stop at the same step; to agree, GPUs have to wait for one another.
+            together = on_cpu or processes.world == 1 or iteration % AGREE_EVERY == 0
             stop = together and processes.any(bool(asked), trainer.device)
             if stop or last or iteration % config.save_every == 0:
                 trainer.save(run)  # before the scores, which may fail

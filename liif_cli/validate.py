@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from liif_cli.benchmarks.datasets import Pair, find, low_res_size, painted_size, read_rgb, reduce
+from liif_cli.benchmarks.datasets import KNOWN, Pair, find, low_res_size, painted_size, read_rgb, reduce
 from liif_cli.config import Validation, to_mapping
 from liif_cli.data import image_files
 from liif_cli.engine import Engine, joined
 from liif_cli.errors import InputError
-from liif_cli.files import atomic_path
+from liif_cli.files import atomic_path, is_folder
 from liif_cli.metrics import Channel, psnr
 from liif_cli.models import Model
 from liif_cli.protocol import Protocol
@@ -51,8 +51,11 @@ class Validator:
         self.config = config
         named = Path(folder).resolve()
         # As ``eval`` has it: of a benchmark's folder the pictures themselves, not their reduced copies.
-        files = [truth.path for truth in find(str(named), ()).truths] if named.is_dir() else image_files(folder)
-        self.name = named.name if named.is_dir() else named.stem
+        dataset = find(str(named), ()) if is_folder(named) else None
+        files = image_files(folder) if dataset is None else [truth.path for truth in dataset.truths]
+        self.name = named.stem if dataset is None else dataset.title
+        luma = self.name in {known.title for known in KNOWN.values() if not known.rgb}
+        self.channel = cast(Channel, {"auto": "y" if luma else "rgb"}.get(config.channel, config.channel))
         self.identity = json.dumps([str(named), to_mapping(config)])  # of equal validations equal
         self.pictures = [self._picture(path) for path in files[: config.pictures or None]]
 
@@ -69,16 +72,15 @@ class Validator:
         return picture
 
     def _border(self, scale: float) -> int:
-        return PROTOCOL.shave(scale, rgb_set=self.config.channel == "rgb")
+        return PROTOCOL.shave(scale, rgb_set=self.channel == "rgb")
 
     def scores(self, model: Model, device: torch.device) -> Scores:
         """Score a model in float32. The model is moved to the device and stays there."""
         engine = _engine(model, device)
-        channel = cast(Channel, self.config.channel)
         means = {}
         for scale in self.config.scales:
             values = [
-                psnr(paint(engine, low_res, high_res), high_res, border=self._border(scale), channel=channel)
+                psnr(paint(engine, low_res, high_res), high_res, border=self._border(scale), channel=self.channel)
                 for low_res, high_res, _ in (pair(picture, scale) for picture in self.pictures)
             ]
             means[f"x{scale:g}"] = float(np.mean(values))

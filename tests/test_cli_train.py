@@ -18,7 +18,7 @@ from conftest import photo, save
 
 from liif_cli import checkpoint
 from liif_cli.cli.train import _alone
-from liif_cli.config import presets
+from liif_cli.config import load_train, presets
 from liif_cli.distributed import Processes
 from liif_cli.errors import UsageError
 from liif_cli.models import build
@@ -138,6 +138,46 @@ def test_a_run_goes_on_with_its_own_settings_only(train, cli, data):
     assert "seed = 0, not 9" in other.err
     assert cli("train", "-o", "run", "--resume", "--data", data, "--device", "cpu", "--set", "iterations=2").code == 0
     assert train("-o", "fresh", "--resume", sets=["iterations=1"]).code == 0  # nothing to go on with: it begins
+
+
+def test_a_run_goes_on_to_the_length_it_was_begun_with(train, tmp_path):
+    train("-o", "run", sets=["iterations=1", "save_every=7"])
+    assert train("-o", "run", "--resume").code == 0  # not to the recipe's 100,000
+    assert train("-o", "run", "--resume", sets=["iterations=2"]).code == 0
+    saved = json.loads((tmp_path / "run/config.json").read_text())
+    assert (saved["iterations"], saved["save_every"]) == (2, 7)
+
+
+def test_settings_that_cannot_be_read_are_no_reason_to_throw_a_run_away(train, tmp_path):
+    train("-o", "run", sets=["iterations=1"])
+    (tmp_path / "run/config.json").write_text('{"speed": 3}')
+    ran = train("-o", "run", "--resume", sets=["iterations=2"])
+    assert ran.code == 5
+    assert "unknown setting 'speed'" in ran.err
+    assert "--start run" in ran.err
+
+
+@pytest.mark.parametrize("option", ["--start", "--teacher"])
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_decoded(train, monkeypatch, tmp_path, option):
+    monkeypatch.setattr("liif_cli.data.open_store", lambda *args, **options: pytest.fail("decoded"))
+    spec = load_train("edsr-baseline-x2").model
+    checkpoint.write(tmp_path / "x2.safetensors", checkpoint.Checkpoint(spec, build(spec).state_dict(), {}))
+    ran = train("-o", "run", option, "x2.safetensors")
+    assert ran.code in (2, 3)
+    assert "x2.safetensors" in ran.err
+
+
+def test_a_path_that_no_file_can_have_is_one_line(cli, data):
+    long = "x" * 300
+    for arguments in (
+        ["train", "liif-light", "--data", long],
+        ["train", "liif-light", "--data", data, "-o", long],
+        ["eval", "--dataset", long],
+        ["upscale", long, "--scale", "2"],
+    ):
+        ran = cli(*arguments)
+        assert ran.code in (1, 2, 5), ran.err
+        assert ran.err.count("\n") == 1, ran.err
 
 
 def test_a_run_begins_with_the_weights_of_a_model(train, cli, tmp_path):

@@ -12,6 +12,7 @@ from liif_cli import data
 from liif_cli.config import SampleRule
 from liif_cli.data import Sampler, image_files, open_store
 from liif_cli.errors import InputError, OutputError
+from liif_cli.images import read
 
 CPU = torch.device("cpu")
 RULE = SampleRule(low_res_side=8, queries=40, scale_min=1, scale_max=4)
@@ -105,9 +106,33 @@ def test_a_folder_is_decoded_once_and_what_is_left_out_is_said(folder, tmp_path,
     grey = store[store.sizes.index((45, 45))]
     assert np.array_equal(grey, np.repeat(noise(45, 45, 3)[..., :1], 3, axis=2))
     assert not any(path.suffix == ".rgb" for path in folder.rglob("*"))
-    monkeypatch.setattr(data, "read", lambda path: pytest.fail("decoded again"))
+    tried = []
+    monkeypatch.setattr(data, "read", lambda path: tried.append(path.name) or read(path))
     again = open_store(folder, tmp_path / "cache", smallest_side=10)
     assert len(again) == 4  # the small one serves smaller crops
+    assert tried == ["broken.jpg"]  # which is left out once more
+
+
+def test_a_picture_whose_reader_has_been_installed_is_used(folder, tmp_path, monkeypatch):
+    def without_reader(path):
+        if path.name == "a.png":
+            raise InputError(f"{path}: install the reader")
+        return read(path)
+
+    monkeypatch.setattr(data, "read", without_reader)
+    assert len(open_store(folder, tmp_path / "cache")) == 3
+    monkeypatch.undo()
+    assert len(open_store(folder, tmp_path / "cache")) == 4
+
+
+def test_what_a_run_leaves_in_its_folder_is_no_training_picture(folder):
+    Image.fromarray(noise(50, 60)).save(folder / "below" / "sample.png")
+    (folder / "below" / "state.pth").write_bytes(b"")
+    assert data.set_apart(folder) == [folder / "below"]
+    with pytest.raises(OSError, match="name too long"):
+        (folder / ("x" * 300)).is_dir()
+    with pytest.raises(InputError, match="no such folder"):
+        image_files(folder / ("x" * 300))
 
 
 def test_a_changed_folder_or_a_damaged_cache_is_decoded_again(folder, tmp_path):

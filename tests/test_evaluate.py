@@ -4,6 +4,8 @@ interrupted."""
 import csv
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 import types
@@ -199,6 +201,45 @@ def test_flat_pictures_are_named_where_they_make_means_infinite(photos: Path, tm
     assert ran.exit_code == 0
     assert "the same as the truth, so that means are infinite: blank.png; leave flat pictures out" in ran.stderr
     assert "inf dB" not in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_reduced_copies_are_no_truths_and_div2k_is_known_by_its_folder(photos: Path, tmp_path: Path) -> None:
+    div2k = tmp_path / "data" / "DIV2K"
+    shutil.copytree(photos, div2k / "DIV2K_valid_HR")
+    shutil.copytree(photos, div2k / "DIV2K_valid_LR_bicubic" / "X2")
+    shutil.copytree(photos, div2k / "DIV2K_train_HR")
+    found = find(str(div2k), [])
+    assert (found.title, found.rgb, len(found.truths)) == ("DIV2K", True, len(list(photos.iterdir())))
+    shutil.copytree(photos, tmp_path / "mine" / "b")
+    shutil.copytree(photos, tmp_path / "mine" / "LR_bicubic" / "X2")
+    assert len(find(str(tmp_path / "mine"), []).truths) == len(found.truths)
+
+
+def test_pages_of_others_and_originals_are_left_alone(photos: Path, tmp_path: Path) -> None:
+    words = ("--dataset", photos, "-m", "none", "--scales", "2", "-q")
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/index.html").write_text("<h1>mine")
+    for more, code, part in (
+        (["--report", tmp_path / "web"], 5, "no report of liif's"),
+        (["--save-images", photos / "out"], 2, "a folder outside"),
+        (["--json", tmp_path / "o", "--csv", tmp_path / "o"], 2, "name two"),
+    ):
+        ran = liif(*words, *more)
+        assert ran.exit_code == code, ran.stderr
+        assert part in ran.stderr
+    assert (tmp_path / "web/index.html").read_text() == "<h1>mine"
+    for _ in range(2):  # its own is replaced
+        assert liif(*words, "--report", tmp_path / "page").exit_code == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are text")
+def test_names_that_are_no_text_are_scored_and_written_down(photos: Path, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(photos, folder)
+    outputs = ("--csv", tmp_path / "s.csv", "--report", tmp_path / "page")
+    ran = liif("--dataset", folder, "-m", "none", "--scales", "2", "-q", *outputs)
+    assert ran.exit_code == 0, ran.stderr
+    assert b"caf\xe9" in (tmp_path / "s.csv").read_bytes()
 
 
 def test_hidden_pictures_are_not_scored(photos: Path) -> None:

@@ -22,7 +22,18 @@ from liif_cli.cli import app
 from liif_cli.config import Schedule, Validation, load_train, presets
 from liif_cli.data import open_store
 from liif_cli.errors import InputError, MemoryBudgetError, ModelError, UsageError
-from liif_cli.train import CONFIG, LOG, SAMPLE, STATE, VALIDATION, Trainer, TrainingError, rate_factor, run_training
+from liif_cli.train import (
+    CONFIG,
+    LOG,
+    SAMPLE,
+    STATE,
+    VALIDATION,
+    Trainer,
+    TrainingError,
+    network,
+    rate_factor,
+    run_training,
+)
 from liif_cli.validate import Validator
 
 SMALL = Path(__file__).parents[2] / "shared" / "data" / "train" / "small"
@@ -470,6 +481,27 @@ def test_a_validation_is_named_after_its_folder(photographs, tmp_path, monkeypat
     shutil.copytree(photographs, folder)
     monkeypatch.chdir(folder)
     assert [Validator(Path(given), Validation()).name for given in (folder, ".", "0.png")] == ["photos.v2"] * 2 + ["0"]
+
+
+def test_what_published_tables_score_on_luma_is_scored_so(photographs, tmp_path):
+    shutil.copytree(photographs, tmp_path / "Set5" / "HR")
+    settings = Validation(scales=(2.0,), pictures=1)
+    luma = Validator(tmp_path / "Set5", settings)
+    assert (luma.name, luma.channel) == ("Set5", "y")
+    assert Validator(photographs, settings).channel == "rgb"
+    assert Validator(tmp_path / "Set5", dataclasses.replace(settings, channel="rgb")).channel == "rgb"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("siren", ["sample.kind=crops"], "sample.kind=picture"),
+        ("liif-light", ["sample.kind=picture", "sample.augment=none"], "sample.kind=crops"),
+    ],
+)
+def test_samples_that_a_network_would_learn_nothing_from_are_refused(name, settings, words):
+    with pytest.raises(UsageError, match=words):
+        network(load_train(name, settings))
 
 
 def test_too_little_memory_to_score_names_what_to_set(store, photographs, tmp_path, monkeypatch):

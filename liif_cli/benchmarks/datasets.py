@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from liif_cli.data import image_files, rgb8
+from liif_cli.data import image_files, reduced_copies, rgb8
 from liif_cli.errors import InputError, UsageError
+from liif_cli.files import is_file, is_folder
 from liif_cli.images import read
 from liif_cli.protocol import MATLAB_SCALES, Protocol
 from liif_cli.resize import matlab_bicubic, matlab_reduce, pil_bicubic, torch_bicubic
@@ -86,7 +87,7 @@ class Dataset(NamedTuple):
         if self.low_res is None or protocol.degradation != "paper" or scale not in MATLAB_SCALES:
             return None
         folder = self.low_res / f"X{scale:g}"
-        return folder if folder.is_dir() else None
+        return folder if is_folder(folder) else None
 
     def check(self, scale: float, protocol: Protocol) -> None:
         """Look at every picture's size, without decoding it.
@@ -111,7 +112,7 @@ class Dataset(NamedTuple):
         if folder is None:
             return None
         path = folder / f"{truth.path.stem}x{scale:g}.png"
-        if not path.is_file():
+        if not is_file(path):
             raise InputError(
                 f"{path}: missing, the low-resolution picture of {truth.path.name}; put it there, or add"
                 " --degradation matlab, which makes the same ones"
@@ -149,16 +150,16 @@ def find(name: str, folders: Sequence[Path]) -> Dataset:
     if known is not None:
         for folder in folders:
             for root in (folder, folder / known.parent):
-                if (root / known.high_res).is_dir():
+                if is_folder(root / known.high_res):
                     return _known(known, root)
-        if not Path(name).is_dir():
+        if not is_folder(Path(name)):
             places = " or ".join(str(folder) for folder in folders)
             raise InputError(
                 f"{name}: not here: there is no {known.high_res} in {places}; name the folder that has it with --data"
                 " DIR or LIIF_DATA, or download it with --fetch"
             )
     path = Path(name)
-    if not path.is_dir():
+    if not is_folder(path):
         raise UsageError(
             f"unknown data set {name!r}: known are {', '.join(KNOWN)}; the path of a folder with pictures works as well"
         )
@@ -168,7 +169,7 @@ def find(name: str, folders: Sequence[Path]) -> Dataset:
 def _known(known: Known, root: Path) -> Dataset:
     low_res = root / known.low_res
     truths = _named(root / known.high_res, suffix=False)
-    return Dataset(known.title, truths, low_res if low_res.is_dir() else None, known.rgb)
+    return Dataset(known.title, truths, low_res if is_folder(low_res) else None, known.rgb)
 
 
 def _folder_set(path: Path) -> Dataset:
@@ -178,16 +179,19 @@ def _folder_set(path: Path) -> Dataset:
         for ending in (known.high_res, known.high_res.partition("/")[0]):
             if resolved.name.lower() == Path(ending).name.lower() and resolved.name != "HR":
                 root = resolved.parents[len(Path(ending).parts) - 1]
-                if (root / known.high_res).is_dir():
+                if is_folder(root / known.high_res):
                     return _known(known, root)
-    if (path / "HR").is_dir():
+        if resolved.name.lower() == known.title.lower() and is_folder(resolved / known.high_res):
+            return _known(known, resolved)
+    if is_folder(path / "HR"):
         low_res = path / "LR_bicubic"
-        return Dataset(resolved.name, _named(path / "HR", suffix=False), low_res if low_res.is_dir() else None)
+        return Dataset(resolved.name, _named(path / "HR", suffix=False), low_res if is_folder(low_res) else None)
     return Dataset(resolved.name, _named(path, suffix=True))
 
 
 def _named(folder: Path, *, suffix: bool) -> list[Truth]:
-    return [Truth(path.relative_to(folder).as_posix() if suffix else path.stem, path) for path in image_files(folder)]
+    files = image_files(folder, without=reduced_copies(folder))
+    return [Truth(path.relative_to(folder).as_posix() if suffix else path.stem, path) for path in files]
 
 
 def read_rgb(path: Path) -> Array:

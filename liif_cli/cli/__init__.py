@@ -6,6 +6,7 @@ Errors become exit codes here and nowhere else. Nothing in this package imports 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -28,6 +29,7 @@ from liif_cli.errors import LiifError
 from liif_cli.files import FULL, cannot_write
 
 INTERRUPTED = 130
+NO_WAY = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
@@ -48,12 +50,17 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
             print("liif: stopped: whoever read the standard output has gone", file=sys.stderr)
             code = 1
         except OSError as error:
-            # What concerns files is told where it happens; what is left is what was to be said.
-            if error.errno not in FULL or error.filename is not None:
+            # What concerns files is told where it happens; what is left is what was to be said, and paths that may not
+            # even be looked at.
+            if error.errno in NO_WAY and error.filename is not None:
+                print(f"liif: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
+                code = 1
+            elif error.errno in FULL and error.filename is None:
+                told = cannot_write(Path("standard output"), error)
+                print(f"liif: {told}", file=sys.stderr)
+                code = told.exit_code
+            else:
                 raise
-            told = cannot_write(Path("standard output"), error)
-            print(f"liif: {told}", file=sys.stderr)
-            code = told.exit_code
         _drop_unwritten()
         raise typer.Exit(code or 0)
 

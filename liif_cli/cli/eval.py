@@ -15,6 +15,7 @@ import typer
 
 from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption, flag
 from liif_cli.errors import LiifError, OutputError, UsageError
+from liif_cli.files import is_folder
 
 if TYPE_CHECKING:
     from liif_cli.benchmarks import Dataset, Truth
@@ -197,7 +198,13 @@ def evaluate(
     to_stdout = [json_file, csv_file].count(STANDARD)
     if to_stdout + markdown > 1:
         raise UsageError("--json -, --csv - and --markdown exclude each other: there is one standard output")
+    if len(set(files)) < len(files):
+        raise UsageError(f"--json {json_file} --csv {csv_file}: are one file; name two")
     _check_outputs(files, [folder for folder in (report, save_images) if folder is not None])
+    if report is not None:
+        _check_page(report / "index.html")
+    if save_images is not None:
+        _check_apart(save_images, _parts(dataset))
     sets = _find(_parts(dataset), data, fetch, quiet)
     kernels = [] if baselines == "none" else _parts([baselines])
     methods = load_methods(
@@ -268,7 +275,7 @@ def _parts(texts: Sequence[str]) -> list[str]:
     parts = []
     for text in texts:
         # A folder may have a comma in its name.
-        parts += [text] if Path(text).is_dir() else [part.strip() for part in text.split(",")]
+        parts += [text] if is_folder(Path(text)) else [part.strip() for part in text.split(",")]
     return list(dict.fromkeys(part for part in parts if part))
 
 
@@ -304,6 +311,23 @@ def _check_outputs(files: Sequence[Path], folders: Sequence[Path]) -> None:
             raise OutputError(f"{folder}: no permission to write in this folder; name another one")
 
 
+def _check_page(path: Path) -> None:
+    """Another program's page is not replaced."""
+    from liif_cli.report import MADE_BY
+
+    if path.exists() and MADE_BY not in path.read_text(encoding="utf-8", errors="replace"):
+        raise OutputError(f"{path}: exists, and is no report of liif's; name another folder")
+
+
+def _check_apart(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if is_folder(Path(name)) and folder.resolve().is_relative_to(Path(name).resolve()):
+            raise UsageError(
+                f"--save-images {folder}: lies in {name}, where the next evaluation would take its pictures for"
+                " originals; name a folder outside of it"
+            )
+
+
 def _write(path: Path, text: str) -> None:
     from liif_cli.files import atomic_path
 
@@ -311,7 +335,8 @@ def _write(path: Path, text: str) -> None:
         typer.echo(text, nl=False)
         return
     with atomic_path(path, overwrite=True) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        # Names that are no text keep their bytes.
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 class _Saver:

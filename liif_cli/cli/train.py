@@ -130,7 +130,7 @@ def train(
         return 0
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other; give one")
-    from liif_cli.config import load_train
+    from liif_cli.config import load_train, presets
 
     if preset is None:
         saved = None if output is None else output / "config.json"
@@ -151,6 +151,9 @@ def train(
         raise UsageError("a recipe that fits one picture has nothing to score on: leave --val out")
     run = output if output is not None else Path("runs") / Path(preset).stem
     going_on, begun_with = _check_run(run, config, resume=resume, overwrite=overwrite)
+    if begun_with and preset in presets():
+        # What may change has changed only where somebody says so; a file of one's own does.
+        config = load_train(str(run / "config.json"), settings or [])
     config = replace(config, **begun_with)
 
     from liif_cli.distributed import environment, joined
@@ -178,20 +181,23 @@ def _train(
     begun: bool,
 ) -> int:
     from liif_cli import checkpoint
-    from liif_cli.train import TEACHER, Trainer, network, run_training
+    from liif_cli.train import TEACHER, Trainer, begin_with, network, run_training, teacher_of
     from liif_cli.validate import Validator
 
     if config.teacher_share < 1 and not config.teacher:
         raise UsageError(f"teacher_share = {config.teacher_share!r}: name the --teacher")
     if config.teacher_share == 0:
         raise UsageError("teacher_share = 0: nothing would be learned from it; leave --teacher out")
-    network(config)  # what is wrong with it, or with the shares, is told before hours of decoding
+    model = network(config)  # what is wrong with it, or with the shares, is told before hours of decoding
     processes.share(config.batch)
-    beginning = checkpoint.read(_outside(run, config.start)) if config.start and not going_on else None
-    teacher = None
+    beginning = teacher = None
+    if config.start and not going_on:
+        beginning = checkpoint.read(_outside(run, config.start))
+        begin_with(model, beginning, config.start)
     if config.teacher:
         kept = run / TEACHER if begun else None  # the same, whatever has become of the file
         teacher = checkpoint.read(kept if kept and kept.exists() else _outside(run, config.teacher))
+        teacher_of(config, teacher, config.teacher)
     validator = None if val is None else Validator(val, config.validation)
     store = _open_store(data, config, processes, say)
     trainer = Trainer(config, store, device, processes=processes, watcher=say)
@@ -252,9 +258,13 @@ def _open_store(data: Path, config: TrainConfig, processes: Processes, say: _Ter
             data, cache_folder() / "pictures", smallest_side=rule.largest_crop, square=square, progress=progress
         )
 
-    store = opened() if processes.local_rank == 0 else None  # one process of each machine decodes ...
+    # One process decodes; one of each machine finds that, or decodes where machines share no cache; then all find it.
+    store = opened() if processes.first else None
     processes.wait()
-    store = store or opened()  # ... and the others find what it decoded
+    if processes.local_rank == 0:
+        store = store or opened()
+    processes.wait()
+    store = store or opened()
     say.left_out(store.skipped, len(store))
     return store
 
@@ -299,9 +309,12 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
     if run.exists() and not run.is_dir():
         raise OutputError(f"{run}: is a file; name a folder for the run with -o")
     before: dict[str, Any] | None = None
+    reason = ""
     # By way of the settings as they are now: one that is new has its default in a run that was begun without it.
-    with contextlib.suppress(OSError, ValueError, AttributeError, UsageError):
+    try:
         before = to_mapping(from_mapping(TrainConfig, json.loads(saved.read_text()), str(saved)))
+    except (OSError, ValueError, AttributeError, UsageError) as error:
+        reason = str(error).removeprefix(f"{saved}: ")
     begun = before is not None or state.exists()  # other programs have a config.json, too
     if run.is_dir() and not begun and any(run.iterdir()):
         raise OutputError(f"{run}: holds something that is not a training run; name another folder with -o")
@@ -321,7 +334,10 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
             f" model with --start {run} and another folder (-o)"
         )
     if before is None:
-        raise OutputError(f"{saved}: cannot be read, so the run cannot go on; begin anew by --overwrite")
+        raise OutputError(
+            f"{saved}: cannot be read ({reason}), so the run cannot go on; mend it, or train onwards from its model"
+            f" with --start {run} and another folder (-o)"
+        )
     before, now = (json.loads(json.dumps(settings)) for settings in (before, to_mapping(config)))
     named = {key for key in now if key not in _MODELS or now[key]}
     changed = [key for key in now if key in named - _MAY_CHANGE and now[key] != before[key]]

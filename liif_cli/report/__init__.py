@@ -22,7 +22,9 @@ from liif_cli.report.curves import draw_curves
 from liif_cli.report.details import Details
 from liif_cli.tables import Sheet, sheets
 
-__all__ = ["Details", "write_report"]
+__all__ = ["MADE_BY", "Details", "write_report"]
+
+MADE_BY = "Made by <code>liif eval</code>"  # what tells a page of ours
 
 
 def write_report(
@@ -53,7 +55,7 @@ def write_report(
         page = page.replace("{{" + name + "}}", text)
     path = folder / "index.html"
     with atomic_path(path, overwrite=True) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")
     return path
 
 

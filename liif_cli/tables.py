@@ -105,9 +105,9 @@ def notes(title: str, rows: Sequence[Row], work: Work) -> list[str]:
     protocol = work.protocol
     channel = protocol.channel(dataset.rgb)
     if protocol.border is not None:
-        border = f"border of {protocol.border} pixels shaved"
+        border = f"without a border of {protocol.border} pixels"
     else:
-        border = f"border of {'scale + 6' if dataset.rgb else 'scale'} pixels shaved"
+        border = f"without a border of {'scale + 6' if dataset.rgb else 'scale'} pixels"
     rounded = {"8bit": "rounded to 8 bits"}.get(protocol.rounding, "not rounded")
     said = [f"Scored on {'luma (Y)' if channel == 'y' else 'RGB'}, {border}, output {rounded}."]
     computed = dict.fromkeys(method.computed for method in work.methods if isinstance(method, ModelMethod))
@@ -116,12 +116,12 @@ def notes(title: str, rows: Sequence[Row], work: Work) -> list[str]:
     sources: dict[str, list[str]] = {}
     for scale in work.scales:
         sources.setdefault(dataset.source(scale, protocol), []).append(f"x{scale:g}")
-    said.append("Input: " + "; ".join(f"{' '.join(s)} {_SOURCES[name]}" for name, s in sources.items()) + ".")
+    said.append("Inputs: " + "; ".join(f"at {', '.join(s)} {_SOURCES[name]}" for name, s in sources.items()) + ".")
     kernels = dict.fromkeys(row.method for row in rows if row.dataset == title and row.low_res == "luma")
     if kernels:
         said.append(
-            f"{', '.join(kernels)}: on 8-bit luma alone, reduced by MATLAB's bicubic without rounding, as in published"
-            " tables."
+            f"{', '.join(kernels)}: computed, as in published tables, on 8-bit luma alone, from inputs reduced by"
+            " MATLAB's bicubic without rounding."
         )
     return said
 
@@ -167,7 +167,7 @@ def show(console: Console, tables: Sequence[Sheet]) -> None:
 def as_markdown(tables: Sequence[Sheet]) -> str:
     """Tables as a README has them: PSNR, and SSIM where it is there, the best of each scale in bold."""
     parts = []
-    for sheet in tables:
+    for sheet, following in zip(tables, [*tables[1:], None], strict=True):
         header = "| " + " | ".join([f"{sheet.dataset}, PSNR in dB", *(f"x{scale:g}" for scale in sheet.scales)]) + " |"
         lines = [header, "|---" + "|---:" * len(sheet.scales) + "|"]
         for line in sheet.lines:
@@ -176,7 +176,8 @@ def as_markdown(tables: Sequence[Sheet]) -> str:
             cells = [f"**{text}**" if best else text for text, best in zip(line.cells, line.best, strict=True)]
             name = f"*{line.method}, {IN_PRINT}*" if line.published else line.method
             lines.append("| " + " | ".join([_escaped(name), *cells]) + " |")
-        parts.append("\n".join(lines) + "\n\n" + " ".join(sheet.notes) + "\n")
+        said = following is not None and following.notes == sheet.notes  # once, below the last one
+        parts.append("\n".join(lines) + "\n" + ("" if said else "\n" + " ".join(sheet.notes) + "\n"))
     return "\n".join(parts)
 
 

@@ -65,7 +65,7 @@ class Sizing(NamedTuple):
         given = {name: value for name, value in self._asdict().items() if value is not None}
         if len(given) != 1:
             got = " and ".join(given) or "none"
-            raise UsageError(f"how large shall it be? give exactly one of {', '.join(self._fields)}; got {got}")
+            raise UsageError(f"the output needs a size; give exactly one of {', '.join(self._fields)}, not {got}")
         for name, value in given.items():
             numbers = value if isinstance(value, tuple | list) else (value,)
             if not all(0 < number < math.inf for number in numbers):

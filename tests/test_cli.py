@@ -108,3 +108,13 @@ def test_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     program = [sys.executable, "-c", "from liif_cli.cli import main; main()"]
     ran = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
     assert ran.stdout.split() == ["--skip-existing"]
+
+
+def test_defaults_in_brackets_are_no_markup(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for command, default in (
+        ("train", "runs/PRESET"),
+        ("eval", "the scale, and scale + 6 on DIV2K"),
+        ("upscale", "jpg 95"),
+    ):
+        assert f"[default: {default}" in cli(command, "--help").out

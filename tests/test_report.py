@@ -93,7 +93,7 @@ def test_every_score_is_in_the_page_and_the_published_ones_beside(made: Made) ->
         assert f"<small>{row.ssim:.4f}</small>" in text
     assert "In print" in text
     assert "<td>31.50</td>" in text
-    assert "Input: x2 x4 MATLAB" in text
+    assert "Inputs: at x2, x4 MATLAB" in text
 
 
 def test_every_detail_has_its_truth_and_every_method_at_every_scale(made: Made) -> None:

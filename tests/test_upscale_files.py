@@ -363,8 +363,8 @@ def test_skipping_by_a_name_that_tells_pixels(upscale: Cli, tmp_path: Path) -> N
     upscale("a.png", "--longest", "64")
     ran = upscale("a.png", "b.png", "--longest", "64", "--skip-existing")
     assert ran.code == 0
-    assert ran.out.startswith("a_64x48.png  there already\nb_64x48.png  64x48 from 32x24")
-    assert ran.err == "liif: 2 pictures: 1 written, 1 there already\n"
+    assert ran.out.startswith("a_64x48.png  already exists, skipped\nb_64x48.png  64x48 from 32x24")
+    assert ran.err == "liif: 2 pictures: 1 written, 1 skipped\n"
 
 
 def animate(path: Path, count: int = 3, loop: int | None = 2, **options: Any) -> list[np.ndarray]:

@@ -243,7 +243,7 @@ def test_a_reader_who_leaves_early_ends_it_quietly(nursery: Nursery, tmp_path: P
         first = reading.readline()
     assert nursery.end(20) == 1
     assert json.loads(first)["output"] == "out/00_x6.png"
-    assert (tmp_path / "stderr").read_text() == "liif: stopped: whoever read the standard output has gone\n"
+    assert (tmp_path / "stderr").read_text() == "liif: stopped: the program that read standard output has closed it\n"
     made = contents(tmp_path / "out")
     assert 1 <= len(made) < COUNT
     for path in (tmp_path / "out").iterdir():
@@ -258,7 +258,7 @@ def test_a_picture_whose_reader_leaves_early(nursery: Nursery, tmp_path: Path) -
     with (tmp_path / "stdout").open("rb") as reading:
         assert reading.read(2) == b"BM"
     assert nursery.end(20) == 1
-    assert (tmp_path / "stderr").read_text() == "liif: stopped: whoever read the standard output has gone\n"
+    assert (tmp_path / "stderr").read_text() == "liif: stopped: the program that read standard output has closed it\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import inspect
 import io
 import os
 import sys
@@ -47,7 +48,7 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
             print(f"liif: {str(error) or 'interrupted'}", file=sys.stderr)
             code = getattr(error, "exit_code", INTERRUPTED)
         except BrokenPipeError:
-            print("liif: stopped: whoever read the standard output has gone", file=sys.stderr)
+            print("liif: stopped: the program that read standard output has closed it", file=sys.stderr)
             code = 1
         except OSError as error:
             # What concerns files is told where it happens; what is left is what was to be said, and paths that may not
@@ -95,10 +96,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(epilog=EXAMPLES, cls=_Command)(guarded(upscale))
-app.command("train", cls=_Command)(guarded(train))
-app.command("fetch-weights", cls=_Command)(guarded(fetch_weights))
-app.command("eval", cls=_Command)(guarded(evaluate))
+
+
+def _flowing(text: str | None) -> str:
+    """A docstring as help that fits its terminal: one line a paragraph, but for those with commands in them."""
+    paragraphs = inspect.cleandoc(text or "").split("\n\n")
+    return "\n\n".join(part if "\n  " in part else part.replace("\n", " ") for part in paragraphs)
+
+
+app.command(help=_flowing(upscale.__doc__), epilog=EXAMPLES, cls=_Command)(guarded(upscale))
+for name, command in (("train", train), ("fetch-weights", fetch_weights), ("eval", evaluate)):
+    app.command(name, help=_flowing(command.__doc__), cls=_Command)(guarded(command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -110,7 +118,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, flag("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, flag("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

@@ -80,7 +80,7 @@ class Report:
     def finishing(self, job: Job) -> None:
         """See ``batch.Listener``."""
         if stopping.is_asked():
-            text = f"liif: finishing {job.source.path.name}, which only has to be written; once more ends it at once"
+            text = f"liif: finishing {job.source.path.name}, which is only being written; Ctrl-C again stops at once"
             self._tell(text)
 
     def finished(self, result: Result) -> None:
@@ -153,13 +153,13 @@ def words(source: Path, error: Exception) -> str:
         # An output's name says enough, and comes first in its errors.
         named = name in text or isinstance(error, OutputError)
         return f"liif: {text}" if named else f"liif: {name}: {text}"
-    return f"liif: {name}: a mistake of liif's own, {type(error).__name__}; please report it with what follows"
+    return f"liif: {name}: internal error ({type(error).__name__}); please report it with the traceback"
 
 
 def line(result: Result) -> str:
     """One line for what was written, or was there."""
     if result.skipped:
-        return f"{result.output}  there already"
+        return f"{result.output}  already exists, skipped"
     assert result.size is not None
     assert result.output_size is not None
     (height, width), (out_height, out_width) = result.size, result.output_size
@@ -176,7 +176,7 @@ def _frames(count: int) -> str:
 def preview_line(preview: Preview) -> str:
     """One line for what would be written."""
     if preview.skipped:
-        return f"{preview.output}  there already"
+        return f"{preview.output}  already exists, skipped"
     assert preview.size is not None
     assert preview.output_size is not None
     (height, width), (out_height, out_width) = preview.size, preview.output_size
@@ -212,7 +212,7 @@ def counts(results: Sequence[Result], count: int) -> Mapping[str, int]:
     skipped = sum(result.skipped for result in results)
     ends = {
         "written": len(results) - failed - skipped,
-        "there already": skipped,
+        "skipped": skipped,
         "failed": failed,
         "not tried": count - len(results),
     }

@@ -45,7 +45,7 @@ def evaluate(
             "--model",
             metavar="NAME|FILE",
             help="A name from `liif fetch-weights --list`, a checkpoint, a training run's folder, or none;"
-            " may be repeated.  [default: default]",
+            " may be repeated. \\[default: default]",
             show_default=False,
             rich_help_panel=WHAT,
         ),
@@ -65,7 +65,7 @@ def evaluate(
     ] = None,
     fetch: Annotated[
         bool,
-        flag("--fetch", help="Download known data sets that are not here into the cache.", rich_help_panel=WHAT),
+        flag("--fetch", help="Download missing known data sets into the cache.", rich_help_panel=WHAT),
     ] = False,
     color: Annotated[
         str,
@@ -82,7 +82,7 @@ def evaluate(
         typer.Option(
             metavar="N",
             min=0,
-            help="Pixels shaved off each side.  [default: the scale, and scale + 6 on DIV2K]",
+            help="Pixels shaved off each side. \\[default: the scale, and scale + 6 on DIV2K]",
             show_default=False,
             rich_help_panel=HOW,
         ),
@@ -91,8 +91,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="paper|none|8bit",
-            help="paper: models are not rounded, baselines are scored as published tables have them, on 8-bit luma."
-            " none: nobody is rounded. 8bit: everybody is, as the saved file would be.",
+            help="paper: outputs of models are not rounded, baselines are scored on 8-bit luma as in published tables."
+            " none: nothing is rounded. 8bit: everything is, as in a saved file.",
             rich_help_panel=HOW,
         ),
     ] = "paper",
@@ -110,7 +110,7 @@ def evaluate(
         flag("--lpips", help="Score LPIPS too; needs pip install 'liif\\[eval]'.", rich_help_panel=HOW),
     ] = False,
     published: Annotated[
-        bool, flag("--published", help="Show scores in print beside.", rich_help_panel=OUTPUT)
+        bool, flag("--published", help="Show published scores alongside.", rich_help_panel=OUTPUT)
     ] = False,
     json_file: Annotated[
         Path | None,
@@ -124,12 +124,10 @@ def evaluate(
     csv_file: Annotated[
         Path | None,
         typer.Option(
-            "--csv", metavar="FILE", help="Write a line a picture; - for standard output.", rich_help_panel=OUTPUT
+            "--csv", metavar="FILE", help="Write one line per picture; - for standard output.", rich_help_panel=OUTPUT
         ),
     ] = None,
-    markdown: Annotated[
-        bool, flag("--markdown", help="Print the tables as a README has them.", rich_help_panel=OUTPUT)
-    ] = False,
+    markdown: Annotated[bool, flag("--markdown", help="Print the tables as Markdown.", rich_help_panel=OUTPUT)] = False,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -144,7 +142,7 @@ def evaluate(
     ] = None,
     resume: Annotated[
         bool,
-        flag("--resume", help="Take over what an earlier run has scored already.", rich_help_panel=OUTPUT),
+        flag("--resume", help="Reuse the scores of an earlier run.", rich_help_panel=OUTPUT),
     ] = False,
     device: DeviceOption = "auto",
     precision: Annotated[
@@ -176,8 +174,8 @@ def evaluate(
     """Score models on benchmark pictures, by the published protocol.
 
     PSNR and SSIM of every model and baseline at every scale, with the time and
-    the memory it took. The low-resolution pictures are the data set's own at
-    x2, x3 and x4, and made as the papers make them elsewhere.
+    the memory it took. At x2, x3 and x4 the inputs are the data set's own
+    low-resolution files; at other scales they are made the way the papers do.
 
     [bold]The paper's table for the bundled model:[/bold]
       liif eval --dataset set5,set14 --scales 2,3,4,6,8 --data DIR --published

@@ -29,15 +29,15 @@ def fetch_weights(
     show: Annotated[bool, flag("--list", help="Show every model: where it is, its size, scores and licence.")] = False,
     everything: Annotated[bool, flag("--all", help="Fetch every model of the registry.")] = False,
     verify: Annotated[
-        bool, flag("--verify", help="Hold the models that are here, or those named, against their checksums.")
+        bool, flag("--verify", help="Verify the checksums of the models named, or of all that are on this machine.")
     ] = False,
     source: Annotated[
         str | None,
         typer.Option(
             "--from",
             metavar="URL|FILE",
-            help="Take the model from this address, checkpoint or training run: the one NAME of the registry, or your"
-            " own under --name.",
+            help="Take the model from this URL, checkpoint or training run: either the registry's model NAME, or a"
+            " model of your own (see --name).",
             show_default=False,
         ),
     ] = None,
@@ -46,7 +46,7 @@ def fetch_weights(
         typer.Option(
             "--name",
             metavar="NAME",
-            help="With --from: register it under this name, for -m NAME.  \\[default: the file's own name]",
+            help="With --from: register it under this name, for -m NAME. \\[default: the file's own name]",
             show_default=False,
         ),
     ] = None,
@@ -55,7 +55,7 @@ def fetch_weights(
         typer.Option(
             "--sha256",
             metavar="HEX",
-            help="With --from: the checksum that the file must have. Required for an address without https.",
+            help="With --from: the checksum that the file must have. Required for URLs without https.",
             show_default=False,
         ),
     ] = None,
@@ -69,16 +69,16 @@ def fetch_weights(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, flag("--overwrite", help="Fetch again what is here; replace another model of the same --name.")
+        bool, flag("--overwrite", help="Fetch again even if present; replace an existing model of the same --name.")
     ] = False,
-    as_json: Annotated[bool, flag("--json", help="Print one JSON object a model.")] = False,
+    as_json: Annotated[bool, flag("--json", help="Print one JSON object per model.")] = False,
 ) -> None:
     """Download, convert and check models.
 
-    Every file is held against its checksum, read without running code from it,
-    checked against its network and stored as .safetensors. An interrupted
-    download goes on where it stopped. Without a connection, the message names
-    the address and the place for the file: put it there and run the command again.
+    Every file is verified against its checksum, read without running any code in
+    it, checked against its network and stored as .safetensors. Interrupted
+    downloads are resumed. Without a connection, the error message says where to
+    get the file and where to put it; do that and run the command again.
 
     [bold]What there is, and what is here:[/bold]
       liif fetch-weights --list

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from liif_cli.train import Progress, Trainer
     from liif_cli.validate import Scores
 
-RECIPE, RUN = "Recipe", "Run"
+DATA, RECIPE, RUN = "Pictures", "Recipe", "Run"
 
 
 def train(
@@ -41,7 +41,9 @@ def train(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="DIR", help="Folder of pictures to train on.", show_default=False),
+        typer.Option(
+            "--data", metavar="DIR", help="Folder of pictures to train on.", show_default=False, rich_help_panel=DATA
+        ),
     ] = None,
     val: Annotated[
         Path | None,
@@ -50,12 +52,13 @@ def train(
             metavar="DIR",
             help="Folder of pictures to score on, every 5000 iterations (validation.every) and at the end.",
             show_default=False,
+            rich_help_panel=DATA,
         ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="RUN", help="Folder of the run. [default: runs/PRESET]", rich_help_panel=RUN
+            "-o", "--output", metavar="RUN", help="Folder of the run. \\[default: runs/PRESET]", rich_help_panel=RUN
         ),
     ] = None,
     settings: Annotated[
@@ -89,15 +92,15 @@ def train(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, flag("--dry-run", help="Print the resolved settings and leave.", rich_help_panel=RECIPE)
+        bool, flag("--dry-run", help="Print the final settings and exit.", rich_help_panel=RECIPE)
     ] = False,
-    show: Annotated[bool, flag("--list", help="Show the recipes and leave.", rich_help_panel=RECIPE)] = False,
+    show: Annotated[bool, flag("--list", help="List the recipes and exit.", rich_help_panel=RECIPE)] = False,
     resume: Annotated[
         bool,
-        flag("--resume", help="Go on with the run in the folder, if one was begun.", rich_help_panel=RUN),
+        flag("--resume", help="Resume the run in the folder, if there is one.", rich_help_panel=RUN),
     ] = False,
     overwrite: Annotated[
-        bool, flag("--overwrite", help="Begin anew where there is a run already.", rich_help_panel=RUN)
+        bool, flag("--overwrite", help="Replace an existing run and start over.", rich_help_panel=RUN)
     ] = False,
     device: DeviceOption = "auto",
     quiet: Annotated[bool, flag("-q", "--quiet", help="Print errors only.", rich_help_panel=PANEL)] = False,
@@ -108,14 +111,14 @@ def train(
     """Train a model on your own pictures, or repeat the paper's experiments.
 
     Pictures are decoded once, into the cache. The run's folder holds the
-    settings, the log, what to go on from and the model; Ctrl-C saves before it
-    leaves.
+    settings, the log, the model and the state to resume from. Ctrl-C saves the
+    run before it stops.
 
     [bold]Train the bundled kind of model on a folder of photographs:[/bold]
       liif train liif-light --data photos --val some-others
       liif upscale photo.jpg --scale 2.7 -m runs/liif-light
 
-    [bold]Go on with a run, for longer:[/bold]
+    [bold]Resume a run, and make it longer:[/bold]
       liif train liif-light --data photos --resume --set iterations=200000
 
     [bold]A small model from a large one, or a model from its own eight views:[/bold]

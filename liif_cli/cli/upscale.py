@@ -89,20 +89,25 @@ def upscale(
     width: Annotated[
         int | None,
         typer.Option(
-            parser=_whole, metavar="W", help="Width in pixels; larger ones get smaller.", rich_help_panel=SIZE
+            parser=_whole,
+            metavar="W",
+            help="Width in pixels, proportions kept; wider pictures are reduced to it.",
+            rich_help_panel=SIZE,
         ),
     ] = None,
     height: Annotated[
         int | None,
-        typer.Option(parser=_whole, metavar="H", help="Height in pixels, likewise.", rich_help_panel=SIZE),
+        typer.Option(parser=_whole, metavar="H", help="Height in pixels, proportions kept.", rich_help_panel=SIZE),
     ] = None,
     longest: Annotated[
         int | None,
-        typer.Option(parser=_whole, metavar="N", help="Longer side in pixels, likewise.", rich_help_panel=SIZE),
+        typer.Option(parser=_whole, metavar="N", help="Longer side in pixels, proportions kept.", rich_help_panel=SIZE),
     ] = None,
     megapixels: Annotated[
         float | None,
-        typer.Option(parser=_number, metavar="F", help="Size in millions of pixels, likewise.", rich_help_panel=SIZE),
+        typer.Option(
+            parser=_number, metavar="F", help="Millions of pixels in all, proportions kept.", rich_help_panel=SIZE
+        ),
     ] = None,
     box: Annotated[
         str | None,
@@ -135,14 +140,20 @@ def upscale(
     ] = None,
     quality: Annotated[
         int | None,
-        typer.Option(parser=_percent, metavar="N", help="Of formats with loss, 1 to 100.", rich_help_panel=OUTPUT),
+        typer.Option(
+            parser=_percent,
+            metavar="N",
+            help="Quality of lossy formats, 1 to 100. \\[default: jpg 95, webp 90, avif 85]",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
     ] = None,
     depth: Annotated[
         int | None,
         typer.Option(
             parser=_depth,
             metavar="8|16",
-            help="Bits a channel of the output. \\[default: those of the input]",
+            help="Bits per channel of the output. \\[default: as the input]",
             rich_help_panel=OUTPUT,
             show_default=False,
         ),
@@ -161,12 +172,14 @@ def upscale(
     overwrite: Annotated[
         bool,
         flag(
-            "--overwrite", help="Replace outputs that are there already; else they are refused.", rich_help_panel=OUTPUT
+            "--overwrite",
+            help="Replace existing outputs. Without this or --skip-existing, an existing output is an error.",
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     skip_existing: Annotated[
         bool,
-        flag("--skip-existing", help="Leave out inputs whose output is there already.", rich_help_panel=OUTPUT),
+        flag("--skip-existing", help="Skip inputs whose output already exists.", rich_help_panel=OUTPUT),
     ] = False,
     model: Annotated[
         str,
@@ -195,8 +208,8 @@ def upscale(
         bool,
         flag(
             "--direct",
-            help="Ask the network for every pixel at any scale. Without it the network paints at x4 at most, and"
-            " bicubic interpolation goes on from there: closer to the truth, and faster.",
+            help="Compute every pixel with the network, whatever the scale. By default the network enlarges by x4 at"
+            " most and bicubic interpolation does the rest, which is faster and no less accurate.",
             rich_help_panel=PANEL,
         ),
     ] = False,
@@ -216,7 +229,7 @@ def upscale(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Read more inputs from FILE, one a line or separated by zero bytes; - is standard input.",
+            help="Read more inputs from FILE, one per line or separated by zero bytes; - is standard input.",
             rich_help_panel=RUNNING,
         ),
     ] = None,
@@ -237,7 +250,9 @@ def upscale(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, flag("--json", help="Print one JSON object a picture.", rich_help_panel=RUNNING)] = False,
+    as_json: Annotated[
+        bool, flag("--json", help="Print one JSON object per picture.", rich_help_panel=RUNNING)
+    ] = False,
     quiet: Annotated[bool, flag("-q", "--quiet", help="Print errors only.", rich_help_panel=RUNNING)] = False,
     verbose: Annotated[
         bool,
@@ -248,8 +263,9 @@ def upscale(
 
     [bold]liif upscale photo.jpg --scale 2.7[/bold] writes photo_x2.7.png beside it.
 
-    Colour profile, EXIF, 16 bits, transparency and all frames of animations
-    are kept. A format that cannot hold them is refused.
+    The colour profile, EXIF, 16 bits, transparency and the frames of animations
+    are kept where the format has room for them. A format that cannot hold the
+    depth, the transparency or the frames is refused.
     """
     _check_usage(inputs or [], files_from, output, as_json=as_json)
     if overwrite and skip_existing:

@@ -39,17 +39,6 @@ class Axis(NamedTuple):
     cell: float  # distance of two pixels, relative (module docstring)
 
 
-def pixel_centres(count: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
-    """Centres of ``count`` pixels in [-1, 1]: (count,)."""
-    return (2 * torch.arange(count, dtype=dtype, device=device) + 1) / count - 1
-
-
-def grid_coords(size: tuple[int, int], *, device: torch.device | None = None) -> Tensor:
-    """Centres of all pixels of an image of ``size``, row by row: (height * width, 2), (y, x) in [-1, 1]."""
-    rows, columns = (pixel_centres(n, device=device) for n in size)
-    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).reshape(-1, 2)
-
-
 def to_low_res(coords: Tensor, count: int) -> Tensor:
     """Coordinates in [-1, 1] to low-resolution pixel units over ``count`` codes."""
     return (coords + 1) * (count / 2) - 0.5

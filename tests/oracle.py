@@ -44,10 +44,15 @@ def query(model, image, coords, cell):
     return blended * 0.5 + 0.5
 
 
+def grid_coords(size):
+    """Centres of all pixels of an image of ``size``, row by row: (height * width, 2), (y, x) in [-1, 1]."""
+    rows, columns = (-1 + (2 * torch.arange(n) + 1) / n for n in size)
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).view(-1, 2)
+
+
 def paint(model, image, size, block=2**15):
     """The whole image at ``size``: (height, width, 3), asked in blocks as the published code does."""
-    rows, columns = (-1 + (2 * torch.arange(n) + 1) / n for n in size)
-    coords = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).view(1, -1, 2)
+    coords = grid_coords(size)[None]
     cell = torch.tensor([2 / size[0], 2 / size[1]]).expand_as(coords)
     parts = [
         query(model, image, coords[:, i : i + block], cell[:, i : i + block]) for i in range(0, coords.shape[1], block)

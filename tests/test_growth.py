@@ -1,9 +1,9 @@
 """A larger decoder begins by answering what the smaller one does, and can learn from there."""
 
+import oracle
 import pytest
 import torch
 
-from liif_cli import coords
 from liif_cli.models import build
 from liif_cli.models.growth import grow
 
@@ -20,7 +20,7 @@ def network(hidden, seed, *, features=8, name="liif", **switches):
 def answers(model):
     image = torch.linspace(0, 1, 3 * 7 * 9).view(1, 3, 7, 9)
     field = model.fold(model.encode(image), torch.tensor([[0.1, 0.2]]))
-    return field.query(coords.grid_coords((13, 17))[None])
+    return field.query(oracle.grid_coords((13, 17))[None])
 
 
 @pytest.mark.parametrize("switches", [{}, {"local_ensemble": False}, {"feat_unfold": False, "cell_decode": False}])

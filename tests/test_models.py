@@ -45,7 +45,7 @@ def test_both_doors_equal_the_paper(switches, low_res, size):
     model, image = liif(**switches), picture(*low_res)
     field, got = painted(model, image, size)
     expected = oracle.paint(model, image, size)
-    queried = field.query(coords.grid_coords(size)[None])[0].view(*size, 3)
+    queried = field.query(oracle.grid_coords(size)[None])[0].view(*size, 3)
     # Where a query falls on a code's own centre, or between two without the ensemble, rounding decides which code the
     # paper's code asks; there both answers are right and only the two doors are compared.
     clear = unambiguous(size[0], low_res[0])[:, None] & unambiguous(size[1], low_res[1])

@@ -1,9 +1,10 @@
 """Painting on a GPU in one kernel: gather, hidden layers, last layer and blend, without a hidden state in main memory.
 
 In single operations a hidden state of the paper's decoder, four corners of 256 halves each, travels to memory and back
-for every layer, which takes longer than the matrix products. Here a program keeps those of 32 pixels (128 corners) on
-the chip from the codes to the colours. The last layer comes before the blend, which is the same since both are linear;
-its weights are in two halves each, a number and what rounding took from it, so that they count almost as in float32.
+for every layer, which takes longer than the matrix products. Here a program keeps those of a few pixels (32 of this
+decoder) on the chip from the codes to the colours. The last layer comes before the blend, which is the same since both
+are linear; its weights are in two halves each, a number and what rounding took from it, so that they count almost as in
+float32.
 
 ``liif._GPUPainter`` is the same in plain operations: what this is tried against, and what is used where it is better.
 """

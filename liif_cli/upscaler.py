@@ -110,8 +110,8 @@ def load(
         precision: "auto" (half precision where the device computes in it faster, but float32 for pictures of more than
             8 bits a channel), "float32", "bfloat16", "float16".
         memory: the most that working with a picture may take, in bytes or as "4G"; by default a share of what is free.
-        direct: ask the network for every pixel at any scale. By default it paints at most at FARTHEST, the end of what
-            networks are trained for, and bicubic interpolation goes on from there, which is better and much faster.
+        direct: ask the network for every pixel at any scale. By default it paints at most at FARTHEST and bicubic
+            interpolation goes on from there, which is a little better on photographs and much faster.
 
     Raises ModelError for the model, UsageError for the rest.
     """

@@ -173,7 +173,7 @@ def open_store(
             offsets.append(start)
             sizes.append((height, width))
         else:
-            skipped.append(f"{name}: {was[1]}x{was[0]} is smaller than the {smallest_side} pixels a side that are used")
+            skipped.append(f"{name}: {was[1]}x{was[0]} is smaller than the {smallest_side} pixels per side needed")
         start += height * width * 3
     if not sizes:
         raise InputError(
@@ -274,7 +274,7 @@ class Draw(NamedTuple):
 
     truths: Tensor  # (B, H, W, 3) uint8; what lies beyond a sample's size is padding
     sizes: list[Size]  # of the parts of ``truths`` that count
-    sides: list[int]  # resized: pixels a side of each sample's truth
+    sides: list[int]  # resized: pixels per side of each sample's truth
     extent: Tensor  # (B, 2) int64, of what is asked for: ``sizes``, or those they are resized to
     uniform: Tensor | None  # (B, Q) float32 in [0, 1): where in its stretch of pixels a query lies; None asks all
 

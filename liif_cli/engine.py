@@ -344,7 +344,7 @@ def make_plan(
             tile = LEAST_TILE, LEAST_TILE
             least = beside_tile(Plan(tile, 1, 1, hold_features=False)) + math.prod(read(tile)) * price.tile_px
             raise MemoryBudgetError(
-                f"{task.output[1]} pixels a row need at least {-(-least // MIB)} MiB to work in, and the budget"
+                f"{task.output[1]} pixels per row need at least {-(-least // MIB)} MiB to work in, and the budget"
                 f" leaves {max(0, budget_bytes) // MIB} MiB; raise --memory or choose a smaller output"
             )
         band_rows //= 2

@@ -108,7 +108,7 @@ def load(
         model: "default" is the bundled one.
         device: "auto" (the first GPU, if there is one and it works), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (half precision where the device computes in it faster, but float32 for pictures of more than
-            8 bits a channel), "float32", "bfloat16", "float16".
+            8 bits per channel), "float32", "bfloat16", "float16".
         memory: the most that working with a picture may take, in bytes or as "4G"; by default a share of what is free.
         direct: ask the network for every pixel at any scale. By default it paints at most at FARTHEST and bicubic
             interpolation goes on from there, which is a little better on photographs and much faster.

@@ -314,7 +314,7 @@ def test_rows_that_wait_to_be_resampled_are_part_of_the_plan():
     plain = rooms.make_task(engine.model, (2000, 2000), (2000, 8000))
 
     def least(task):
-        with pytest.raises(MemoryBudgetError, match=r"8000 pixels a row need at least (\d+) MiB") as error:
+        with pytest.raises(MemoryBudgetError, match=r"8000 pixels per row need at least (\d+) MiB") as error:
             rooms.make_plan(engine.model, torch.float32, task, 0, gpu=False, threads=1)
         return int(re.search(r"at least (\d+)", str(error.value))[1]) * 2**20
 

@@ -326,7 +326,7 @@ def test_a_picture_larger_than_its_format_can_hold(upscale: Cli, tmp_path: Path)
         for extension, width in (("jpg", 70_000), ("webp", 17_000), ("png", 2**31)):
             ran = upscale("photo.png", "--size", f"{width}x1", "-o", f"big.{extension}", *options)
             assert ran.code == 5
-            assert "pixels a side" in ran.err
+            assert "pixels per side" in ran.err
     assert upscale("photo.png", "--scale", "30000").code == 5  # no disk holds that
     assert tree(tmp_path) == {"photo.png"}
 

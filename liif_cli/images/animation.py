@@ -117,7 +117,7 @@ def check_animation(
     if known.name not in MOVING:
         raise OutputError(f"{path}: {known.name} cannot hold an animation; use .gif, .webp, .png or .avif")
     if like.pixels.dtype != np.uint8:
-        raise OutputError(f"{path}: animations hold 8 bits a channel only; convert the frames first")
+        raise OutputError(f"{path}: animations hold 8 bits per channel only; convert the frames first")
     # GIF rounds partial transparency here: a moving picture of that kind is nearly always one already.
     asked = replace(like, pixels=like.colour) if known.name == "GIF" else like
     return check_output(path, size, asked, format=format, overwrite=overwrite)

@@ -17,8 +17,8 @@ def fitted(
 ) -> Picture:
     """Return the picture as it goes into a file of that format.
 
-    `depth`, 8 or 16, is that of its samples. `background`, 8 bits a channel in the picture's own colours, shows through
-    where it is transparent. Alpha that says nothing, being opaque everywhere, goes where the format holds none.
+    `depth`, 8 or 16, is that of its samples. `background`, 8 bits per channel in the picture's own colours, shows
+    through where it is transparent. Alpha that says nothing, being opaque everywhere, goes where the format holds none.
     """
     opaque = picture.constant_alpha is not None and picture.constant_alpha == full_scale(picture.pixels.dtype)
     if picture.has_alpha and opaque and (background is not None or not known.alpha):

@@ -157,8 +157,8 @@ def _check_capacity(path: Path, known: Format, size: tuple[int, int], like: Pict
         raise OutputError(f"{path}: a picture of {width}x{height} has no pixels; ask for at least 1x1")
     if max(size) > known.longest_px:
         raise OutputError(
-            f"{path}: {known.name} holds at most {known.longest_px:,} pixels a side and {width:,}x{height:,} are asked "
-            f"for; use {_those(lambda other: _holds(other, size))}"
+            f"{path}: {known.name} holds at most {known.longest_px:,} pixels per side and {width:,}x{height:,} are "
+            f"asked for; use {_those(lambda other: _holds(other, size))}"
         )
     if not _holds(known, size):
         most = f"{(known.largest_px or 0) / 1e6:,.0f} million pixels"
@@ -167,7 +167,8 @@ def _check_capacity(path: Path, known: Format, size: tuple[int, int], like: Pict
         raise OutputError(f"{path}: floating-point pixels cannot be written; convert them to uint8 or uint16 first")
     if like.depth > 8 and not known.deep:
         raise OutputError(
-            f"{path}: {known.name} cannot hold 16 bits a channel; use {_those(lambda other: other.deep)}, or --depth 8"
+            f"{path}: {known.name} cannot hold 16 bits per channel; use {_those(lambda other: other.deep)},"
+            " or --depth 8"
         )
     if like.alpha is None:
         return

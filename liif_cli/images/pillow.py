@@ -25,10 +25,10 @@ def pixels_of(image: Image.Image, name: str) -> Array:
     if mode == "I":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 0xFFFF:
-            raise InputError(f"{name}: has 32-bit integer samples; convert it to 8 or 16 bits a channel first")
+            raise InputError(f"{name}: has 32-bit integer samples; convert it to 8 or 16 bits per channel first")
         return values.astype(np.uint16)[..., None]
     if mode == "F":
-        raise InputError(f"{name}: has floating-point samples; convert it to 8 or 16 bits a channel first")
+        raise InputError(f"{name}: has floating-point samples; convert it to 8 or 16 bits per channel first")
     if mode == "CMYK":
         return srgb_from_cmyk(np.asarray(image), image.info.get("icc_profile"))[0]
     if mode == "LAB":

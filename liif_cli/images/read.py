@@ -77,7 +77,7 @@ def read(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Pict
     """Return the first frame of a picture file, given by path, by content, or as an open binary file.
 
     Reads PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, and HEIC where pillow-heif is installed. Orientation is applied;
-    palettes become RGB(A); CMYK becomes sRGB through its profile; 16 bits a channel stay 16. Other profiles are kept,
+    palettes become RGB(A); CMYK becomes sRGB through its profile; 16 bits per channel stay 16. Other profiles are kept,
     not applied.
 
     Raises InputError, one line that names the file and the remedy, when there is no such file, it is no picture, is
@@ -285,7 +285,7 @@ def _tiff_by_pillow(file: Opened, max_pixels: int | None) -> tuple[Array, bytes 
 
 def _vips_pixels(name: str, image: Any, icc: bytes | None) -> tuple[Array, bytes | None]:
     if image.format not in ("uchar", "ushort"):
-        raise InputError(f"{name}: has {image.format} samples; convert it to 8 or 16 bits a channel first")
+        raise InputError(f"{name}: has {image.format} samples; convert it to 8 or 16 bits per channel first")
     if image.interpretation == "cmyk" and image.bands == 4:
         return srgb_from_cmyk(_vips_array(image), icc)
     if image.interpretation in ("lab", "labs", "labq", "xyz"):

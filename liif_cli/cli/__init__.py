@@ -53,7 +53,7 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
         except OSError as error:
             # What concerns files is told where it happens; what is left is what was to be said, and paths that may not
             # even be looked at.
-            if error.errno in NO_WAY and error.filename is not None:
+            if error.errno in NO_WAY and isinstance(error.filename, str | bytes):
                 print(f"liif: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
                 code = 1
             elif error.errno in FULL and error.filename is None:

@@ -472,7 +472,7 @@ def test_json_csv_and_table_agree(photos: Path, tmp_path: Path) -> None:
         assert (row["dataset"], row["images"], row["psnr"]) == ("photos", 2, pytest.approx(np.mean(own)))
         assert f"{row['psnr']:.2f}" in ran.stdout
     assert "\x1b" not in ran.stdout
-    assert "x2 MATLAB's bicubic, 8 bits; x2.5 PIL's bicubic, 8 bits" in ran.stdout
+    assert "at x2 MATLAB's bicubic, 8 bits; at x2.5 PIL's bicubic, 8 bits" in ran.stdout
 
 
 @pytest.mark.parametrize("width", [40, 60, 200])

@@ -222,8 +222,8 @@ class Costs(NamedTuple):
     code: int  # folded codes of an input pixel
     painted: int  # a painted pixel of a band
     fixed: int  # the network's weights and, on a CPU, the painters' working sets
-    state: int  # on a GPU a pixel that is being painted, as far as GPU_PAINTER_VALUES reach
-    most_states: int
+    state: int  # on a GPU what its painter holds of a painted pixel ...
+    most_states: int  # ... and of all pixels of a band together, at most
 
 
 def costs(model: Model, dtype: torch.dtype, threads: int, *, gpu: bool) -> Costs:

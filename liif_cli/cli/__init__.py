@@ -30,7 +30,7 @@ from liif_cli.errors import LiifError
 from liif_cli.files import FULL, cannot_write
 
 INTERRUPTED = 130
-NO_WAY = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+OF_THE_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
@@ -53,7 +53,7 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
         except OSError as error:
             # What concerns files is told where it happens; what is left is what was to be said, and paths that may not
             # even be looked at.
-            if error.errno in NO_WAY and isinstance(error.filename, str | bytes):
+            if error.errno in OF_THE_PATH and isinstance(error.filename, str | bytes):
                 print(f"liif: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
                 code = 1
             elif error.errno in FULL and error.filename is None:

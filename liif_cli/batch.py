@@ -504,13 +504,13 @@ class _Painting:
         frames = []
         for frame in animation.frames:
             pixels = joined(self._taken(self.task.size[0]), self.task.size[0])
-            like = replace(frame, exif=None, xmp=None) if options.strip else frame
-            frames.append(replace(like, pixels=pixels))
+            frames.append(replace(frame, pixels=pixels))
         write_animation(
             path,
             replace(animation, frames=tuple(frames)),
             format=options.format,
             quality=options.quality,
+            strip=options.strip,
             overwrite=options.overwrite or self.task.output == STANDARD,
         )
 

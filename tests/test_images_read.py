@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import os
+import re
 import struct
 import sys
 import threading
@@ -570,3 +571,79 @@ def test_what_announces_more_behind_the_picture_is_left_out_of_xmp() -> None:
     assert picture.xmp == (
         b"<rdf:Description tiff:Orientation=\"1\" dc:format='image/jpeg'>\n<dc:title>Sea</dc:title></rdf:Description>"
     )
+
+
+IPTC = b"\x1c\x02\x78\x00\x09A caption\x1c\x02\x50\x00\x06Author"
+
+
+def resource(number: int, name: bytes, content: bytes) -> bytes:
+    """One of Photoshop's: its name has its length before it, and both it and the content are of even length."""
+    named = bytes([len(name)]) + name
+    parts = [named + bytes(len(named) % 2), struct.pack(">I", len(content)), content + bytes(len(content) % 2)]
+    return b"8BIM" + struct.pack(">H", number) + b"".join(parts)
+
+
+RESOURCES = resource(0x03ED, b"", bytes(16)) + resource(0x0BB7, b"a path", b"odd") + resource(0x0404, b"", IPTC)
+
+
+def tiff_with(tag: int, kind: int, content: bytes, order: str) -> bytes:
+    """A grey pixel with one tag more; numbers of four bytes are said of content that is none."""
+    count = len(content) // (4 if kind == 4 else 1)
+    tags = [(0x0100, 4, 1, 1), (0x0101, 4, 1, 1), (0x0102, 3, 1, 8), (0x0106, 3, 1, 1), (0x0111, 4, 1, 8)]
+    tags += [(0x0115, 3, 1, 1), (0x0116, 4, 1, 1), (0x0117, 4, 1, 1), (tag, kind, count, 10)]
+    fields = b"".join(struct.pack(order + ("HHIHxx" if each[1] == 3 else "HHII"), *each) for each in tags)
+    start = 10 + len(content) + len(content) % 2
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start) + b"\x07\0"
+    return head + content.ljust(start - 10, b"\0") + struct.pack(order + "H", len(tags)) + fields + bytes(4)
+
+
+def raw_profile(kind: str, content: bytes) -> bytes:
+    """As ImageMagick writes what PNG has no chunk for."""
+    text = f"\n{kind}\n{len(content):8}\n" + "\n".join(re.findall(".{1,72}", content.hex())) + "\n"
+    return chunk(b"zTXt", f"Raw profile type {kind}\0\0".encode() + zlib.compress(text.encode()))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encode(Image.fromarray(corners()), "JPEG", extra=b"\xff\xed" + struct.pack(">H", 2 + 14 + len(RESOURCES))
+               + b"Photoshop 3.0\0" + RESOURCES),
+        png(corners(), raw_profile("iptc", RESOURCES)),
+        png(corners(), raw_profile("8bim", RESOURCES)),
+        png(corners().astype(np.uint16), raw_profile("iptc", IPTC)),
+        tiff_with(0x83BB, 7, IPTC, "<"),
+        tiff_with(0x83BB, 1, IPTC, ">"),
+        tiff_with(0x8649, 7, RESOURCES, ">"),
+    ],
+    ids=["jpeg", "png", "png-8bim", "png-16", "tiff", "tiff-big-endian", "tiff-resources"],
+)  # fmt: skip
+def test_an_agency_s_words_are_read(content: bytes) -> None:
+    assert read(content).iptc == IPTC
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_iptc_that_is_said_to_be_long_numbers_is_taken_as_it_lies(order: str) -> None:
+    padded = IPTC + bytes(-len(IPTC) % 4)  # as Photoshop does
+    assert read(tiff_with(0x83BB, 4, padded, order)).iptc == padded
+
+
+@pytest.mark.parametrize(
+    "block", [b"", b"\x1d" + IPTC, b"8BIM", b"8BIM\x04\x04\xff", RESOURCES[:40], resource(0x0404, b"", b"none")]
+)
+def test_damaged_iptc_is_none(block: bytes) -> None:
+    assert read(png(corners(), raw_profile("iptc", block))).iptc is None
+    assert read(tiff_with(0x8649, 7, block.ljust(8, b"\0"), "<")).iptc is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_texts_of_a_png_are_read_but_for_those_that_are_false_or_carried_otherwise(dtype: Any) -> None:
+    ours = chunk(b"tEXt", b"parameters\0a cat\nSteps: 20") + chunk(b"tEXt", b"Author\0Zo\xeb")
+    ours += chunk(b"iTXt", b"Title\0\0\0en\0\0\xe7\x8c\xab") + chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"long"))
+    others = chunk(b"tEXt", b"Thumb::Image::Width\x00128") + chunk(b"tEXt", b"exif:Orientation\x006")
+    others += chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP.replace(b"6", b"1")) + raw_profile("iptc", IPTC)
+    expected = [("parameters", "a cat\nSteps: 20"), ("Author", "Zo\u00eb"), ("Title", "\u732b"), ("Comment", "long")]
+    whole = png(corners().astype(dtype), others + ours)
+    assert list(read(whole).texts) == expected
+    behind = png(corners().astype(dtype))
+    end = behind.index(b"IEND") - 4
+    assert list(read(behind[:end] + others + ours + behind[end:]).texts) == expected

@@ -34,6 +34,9 @@ from liif_cli.images import (
 from liif_cli.images.stream import Stream
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a exif:PixelXDimension="7"/></x:xmpmeta>'
+# Records of IPTC: marker, number of record and data set, length, content. Of odd length in all.
+IPTC = b"\x1c\x02\x78\x00\x09A caption\x1c\x02\x50\x00\x06Author"
+TEXTS = (("parameters", "a cat\nSteps: 20"), ("Author", "Zo\u00eb"), ("Title", "\u732b"))
 RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 # A grey profile: header and tags of the RGB one with another colour space are enough for carrying it.
 GREY_PROFILE = RGB_PROFILE[:16] + b"GRAY" + RGB_PROFILE[20:]
@@ -61,7 +64,8 @@ def picture(channels: int, dtype: Any = np.uint8, size: tuple[int, int] = (70, 9
 
 def carrying(channels: int, dtype: Any = np.uint8) -> Picture:
     icc = GREY_PROFILE if channels <= 2 else RGB_PROFILE
-    return picture(channels, dtype, icc=icc, exif=exif_block(), xmp=XMP, dpi=(300.0, 150.0))
+    carried = {"exif": exif_block(), "xmp": XMP, "iptc": IPTC, "texts": TEXTS}
+    return picture(channels, dtype, icc=icc, dpi=(300.0, 150.0), **carried)
 
 
 def names(folder: Path) -> list[str]:
@@ -103,6 +107,8 @@ def assert_carried(again: Picture, source: Picture, dpi: bool = True) -> None:
     assert again.xmp == XMP.replace(b'"7"', b'"90"')
     if dpi:
         assert again.dpi == source.dpi
+    assert again.iptc == (IPTC if again.format in ("PNG", "JPEG", "TIFF") else None)
+    assert again.texts == (TEXTS if again.format == "PNG" else ())
     assert again.exif is not None
     exif = Image.Exif()
     exif.load(again.exif)
@@ -190,8 +196,9 @@ def test_strip_drops_metadata_but_not_the_profile(tmp_path: Path, extension: str
     again = read(tmp_path / f"a{extension}")
     assert again.icc == RGB_PROFILE
     assert again.exif is None
-    assert again.xmp is None
-    assert b"A maker" not in (tmp_path / f"a{extension}").read_bytes()
+    assert (again.xmp, again.iptc, again.texts) == (None, None, ())
+    written = (tmp_path / f"a{extension}").read_bytes()
+    assert not any(words in written for words in (b"A maker", b"8BIM", b"Steps", b"Raw profile"))
 
 
 @pytest.mark.parametrize(("channels", "dtype"), [(3, np.uint8), (1, np.uint8), (4, np.uint8), (3, np.uint16)])
@@ -466,6 +473,8 @@ def test_metadata_too_long_for_jpeg_is_said(tmp_path: Path) -> None:
         check_output(tmp_path / "a.jpg", (4, 4), like)
     check_output(tmp_path / "a.jpg", (4, 4), like, strip=True)
     check_output(tmp_path / "a.png", (4, 4), like)
+    with pytest.raises(OutputError, match=r"bytes of IPTC; add --strip"):
+        check_output(tmp_path / "a.jpg", (4, 4), picture(3, iptc=b"\x1c" * 65_510))
 
 
 def test_what_the_limits_allow_can_be_written(tmp_path: Path) -> None:
@@ -594,13 +603,20 @@ def test_what_is_hidden_takes_no_colours_of_a_gif(tmp_path: Path) -> None:
 def test_a_moving_png_keeps_what_is_said_of_it_with_its_new_size(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0100], exif[0x010E] = 5, "a square"
-    said = {"exif": exif.tobytes(), "xmp": b'<x tiff:ImageWidth="5" dc:title="square"/>'}
+    said = {"exif": exif.tobytes(), "xmp": b'<x tiff:ImageWidth="5" dc:title="square"/>', "texts": (("Title", "x"),)}
     source = moving(alpha=False)
     write_animation(tmp_path / "a.png", replace(source, frames=tuple(replace(f, **said) for f in source.frames)))
     with Image.open(tmp_path / "a.png") as image:
         assert image.n_frames == 4
         assert (image.getexif()[0x0100], image.getexif()[0x010E]) == (30, "a square")
         assert image.info["xmp"] == b'<x tiff:ImageWidth="30" dc:title="square"/>'
+        assert image.info["Title"] == "x"
+    again = read_animation(tmp_path / "a.png")
+    assert again is not None
+    assert again.frames[0].texts == (("Title", "x"),)
+    write_animation(tmp_path / "b.png", again, strip=True)
+    with Image.open(tmp_path / "b.png") as image:
+        assert not {"xmp", "exif", "Title"} & image.info.keys()
 
 
 def test_an_animated_gif_which_holds_no_profile_gets_the_colours_that_it_means(tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ def upscale(
         ),
     ] = None,
     strip: Annotated[
-        bool, flag("--strip", help="Leave EXIF and XMP out; the colour profile stays.", rich_help_panel=OUTPUT)
+        bool,
+        flag("--strip", help="Leave EXIF, XMP, IPTC and texts out; the colour profile stays.", rich_help_panel=OUTPUT),
     ] = False,
     overwrite: Annotated[
         bool,

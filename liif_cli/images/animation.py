@@ -129,12 +129,14 @@ def write_animation(
     *,
     format: str | None = None,
     quality: int | None = None,
+    strip: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write the frames as an animated GIF, WebP, PNG or AVIF file, by the extension of `path` or by `format`.
 
-    WebP is lossless where `quality` is None and the source was not a lossy WebP. Raises OutputError for a format that
-    does not move, for 16-bit frames, and as `open_writer` does; UsageError for an unknown format.
+    WebP is lossless where `quality` is None and the source was not a lossy WebP. `strip` as `open_writer` has it.
+    Raises OutputError for a format that does not move, for 16-bit frames, and as `open_writer` does; UsageError for an
+    unknown format.
     """
     like = animation.frames[0]
     if any(frame.pixels.dtype != like.pixels.dtype for frame in animation.frames):
@@ -151,7 +153,7 @@ def write_animation(
                     ]
                     save_gif(file, frames, animation.durations_ms, animation.loop)
                 else:
-                    options = _options(known.name, animation, quality)
+                    options = _options(known.name, animation, quality, strip)
                     images = [_image(frame.pixels) for frame in animation.frames]
                     images[0].save(file, save_all=True, append_images=images[1:], **options)
         except (OSError, ValueError, MemoryError, RuntimeError) as error:  # the last of libavif
@@ -162,8 +164,8 @@ def _image(pixels: Array) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _options(name: str, animation: Animation, quality: int | None) -> dict[str, Any]:
-    like = carried(animation.frames[0], animation.frames[0].size, strip=False)
+def _options(name: str, animation: Animation, quality: int | None, strip: bool) -> dict[str, Any]:
+    like = carried(animation.frames[0], animation.frames[0].size, strip=strip)
     options = {**beside(like, name), "duration": list(animation.durations_ms)}
     if name == "AVIF":  # which always repeats for ever, as readers have it
         return options | {"format": "AVIF", "quality": quality or AVIF_QUALITY, "subsampling": "4:4:4"}

@@ -10,6 +10,7 @@ import numpy as np
 
 from liif_cli.errors import OutputError, UsageError
 from liif_cli.files import check_target
+from liif_cli.images.metadata import iptc_resource
 from liif_cli.images.picture import Picture
 
 
@@ -188,18 +189,17 @@ def _holds(known: Format, size: tuple[int, int]) -> bool:
 def _check_metadata(path: Path, known: Format, like: Picture, *, strip: bool) -> None:
     if known.segment_bytes is None or strip:
         return
-    for kind, block, header in (("EXIF", like.exif, 0), ("XMP", like.xmp, len(XMP_HEADER))):
-        if block is not None and len(block) + header > known.segment_bytes:
+    iptc = None if like.iptc is None else iptc_resource(like.iptc)
+    for kind, block, header in (("EXIF", like.exif, b""), ("XMP", like.xmp, XMP_HEADER), ("IPTC", iptc, IPTC_HEADER)):
+        if block is not None and len(block) + len(header) > known.segment_bytes:
             raise OutputError(
                 f"{path}: {known.name} cannot hold {len(block):,} bytes of {kind}; add --strip, or use .png"
             )
 
 
 XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
-"""What an XMP segment of a JPEG file begins with."""
-
-PNG_XMP_HEADER = b"XML:com.adobe.xmp\0\0\0\0\0"
-"""What an XMP chunk, iTXt, of a PNG file begins with: keyword, no compression, no language, no translation."""
+IPTC_HEADER = b"Photoshop 3.0\0"
+"""What XMP and IPTC segments of a JPEG file begin with."""
 
 
 def _amount(count: float) -> str:

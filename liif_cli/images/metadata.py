@@ -1,4 +1,5 @@
-"""EXIF and XMP after the picture was turned upright or enlarged: what would now be false is mended, all else kept.
+"""What files say of their pictures. EXIF and XMP after the picture was turned upright or enlarged: what would now be
+false is mended, all else kept. IPTC and the texts of PNG files as they were.
 
 EXIF is a small TIFF file: directories of 12-byte entries (tag, type, count, value or offset). It is mended in place,
 byte for byte, because writing it anew breaks the offsets inside makers' notes.
@@ -6,7 +7,11 @@ byte for byte, because writing it anew breaks the offsets inside makers' notes.
 
 import re
 import struct
+import zlib
 from collections.abc import Iterator
+from typing import Any
+
+from liif_cli.images.picture import Picture
 
 PREFIX = b"Exif\0\0"
 
@@ -156,3 +161,77 @@ def resized_xmp(xmp: bytes | None, size: tuple[int, int]) -> bytes | None:
     for field, length in ((_XMP_WIDTH, size[1]), (_XMP_HEIGHT, size[0])):
         xmp = field.sub(rb"\g<before>%d" % length, xmp)
     return xmp
+
+
+# IPTC's records travel as one of Photoshop's resources: "8BIM", number, name, length, content; all of even length.
+_RESOURCE, _IPTC_RESOURCE, _IPTC_START = b"8BIM", 0x0404, b"\x1c"
+_RAW_PROFILE = "Raw profile type "  # what ImageMagick began, and others read, where PNG has no chunk of its own
+PNG_XMP_HEADER = b"XML:com.adobe.xmp\0\0\0\0\0"
+"""What an XMP chunk, iTXt, of a PNG file begins with: keyword, no compression, no language, no translation."""
+# Texts that are carried otherwise, or speak of the pixels that were.
+_NOT_CARRIED = ("XML:com.adobe.xmp", _RAW_PROFILE, "Thumb::", "exif:", "tiff:", "png:")
+
+
+def iptc_resource(iptc: bytes) -> bytes:
+    """Return IPTC records as a resource of Photoshop's."""
+    return _RESOURCE + struct.pack(">HHI", _IPTC_RESOURCE, 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
+
+
+def iptc_of(block: bytes | None) -> bytes | None:
+    """Return the IPTC records in a block of Photoshop's resources, or that are the block; None where there are none."""
+    block = block or b""
+    at = 0
+    while block[at : at + 4] == _RESOURCE and len(block) >= at + 12:
+        number, name = struct.unpack_from(">HB", block, at + 4)
+        length_at = at + 6 + (name + 2) // 2 * 2  # the name counts its letters, and is filled up
+        if len(block) < length_at + 4:
+            break
+        start, length = length_at + 4, int.from_bytes(block[length_at : length_at + 4], "big")
+        if number == _IPTC_RESOURCE:
+            block = block[start : start + length]
+            break
+        at = start + length + length % 2
+    return block if block.startswith(_IPTC_START) else None
+
+
+def iptc_in(info: dict[Any, Any]) -> bytes | None:
+    """Return the IPTC records that Pillow found in a JPEG or PNG file, if any."""
+    resources = info.get("photoshop")
+    found = resources.get(_IPTC_RESOURCE) if isinstance(resources, dict) else None
+    for kind in ("iptc", "8bim"):
+        profile = info.get(_RAW_PROFILE + kind)
+        if found is None and isinstance(profile, str):
+            try:
+                found = bytes.fromhex("".join(profile.split("\n")[3:]))  # behind an empty line, name and length
+            except ValueError:
+                continue
+    return iptc_of(found) if isinstance(found, bytes) else None
+
+
+def texts_in(info: dict[Any, Any]) -> tuple[tuple[str, str], ...]:
+    """Return the texts that Pillow found in a PNG file, without those that are carried otherwise or are now false."""
+    return tuple(
+        (keyword, str(text))
+        for keyword, text in info.items()
+        if isinstance(keyword, str) and isinstance(text, str) and not keyword.startswith(_NOT_CARRIED)
+    )
+
+
+def png_texts(like: Picture) -> list[tuple[bytes, bytes]]:
+    """Return the chunks of a PNG file, (name, content), that hold XMP, IPTC and texts."""
+    chunks = []
+    if like.xmp is not None:
+        chunks.append((b"iTXt", PNG_XMP_HEADER + like.xmp))
+    if like.iptc is not None:
+        resource = iptc_resource(like.iptc)
+        digits = resource.hex()
+        lines = [digits[at : at + 72] for at in range(0, len(digits), 72)]
+        profile = "\n".join(["", "iptc", f"{len(resource):8}", *lines, ""])
+        chunks.append((b"zTXt", f"{_RAW_PROFILE}iptc\0\0".encode() + zlib.compress(profile.encode())))
+    for keyword, text in like.texts:
+        name = keyword.encode("latin-1", "replace")
+        try:
+            chunks.append((b"tEXt", name + b"\0" + text.encode("latin-1")))
+        except UnicodeEncodeError:
+            chunks.append((b"iTXt", name + bytes(5) + text.encode()))
+    return chunks

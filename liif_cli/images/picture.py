@@ -22,7 +22,8 @@ class Picture:
     `pixels` is (H, W, C), uint8 or uint16; float32 in [0, 1] only where a caller handed in floats, never from a file.
     `icc` is the profile of these pixels (never a CMYK one). `exif` begins with `Exif\\0\\0`; its orientation is 1 and
     its thumbnail is gone. `xmp` is the packet. `format` is the source's, in Pillow's words ("PNG", "JPEG", "WEBP",
-    ...). `dpi` is (horizontal, vertical). `lossless` says whether the source's compression kept every sample.
+    ...). `dpi` is (horizontal, vertical). `lossless` says whether the source's compression kept every sample. `iptc` is
+    what agencies write of a picture, as records of IIM. `texts` are a PNG file's, (keyword, text) each.
     """
 
     pixels: Array
@@ -32,6 +33,8 @@ class Picture:
     format: str = "PNG"
     dpi: tuple[float, float] | None = None
     lossless: bool = True
+    iptc: bytes | None = None
+    texts: tuple[tuple[str, str], ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:

@@ -170,6 +170,8 @@ def picture_of(image: Image.Image, name: str, file_format: str, orientation: int
         format=file_format,
         dpi=dpi_of(info),
         lossless=file_format not in ("JPEG", "WEBP", "AVIF", "HEIF"),
+        iptc=metadata.iptc_in(info),
+        texts=metadata.texts_in(info) if image.format == "PNG" else (),
     )
 
 

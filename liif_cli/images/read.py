@@ -230,6 +230,8 @@ def _read_deep_png(file: Opened, image: Image.Image) -> Picture:
         xmp=metadata.upright_xmp(xmp),
         format="PNG",
         dpi=dpi_of(info),
+        iptc=metadata.iptc_in(info),
+        texts=metadata.texts_in(info),
     )
 
 
@@ -267,6 +269,7 @@ def _read_tiff(file: Opened, max_pixels: int | None) -> Picture:
         xmp=metadata.upright_xmp(info.get("xmp")),
         format="TIFF",
         dpi=dpi_of(info),
+        iptc=metadata.iptc_of(info.get("iptc")),
     )
 
 

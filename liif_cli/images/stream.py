@@ -27,11 +27,11 @@ import numpy as np
 from liif_cli.errors import OutputError
 from liif_cli.files import cannot_write, check_target, flush_to_disk, move_into_place, temporary_beside
 from liif_cli.images.bands import Bands
-from liif_cli.images.formats import PNG_XMP_HEADER, XMP_HEADER, check_tiles_folder, tiles_folder
-from liif_cli.images.metadata import PREFIX
+from liif_cli.images.formats import IPTC_HEADER, XMP_HEADER, check_tiles_folder, tiles_folder
+from liif_cli.images.metadata import PREFIX, iptc_resource, png_texts
 from liif_cli.images.picture import Array, Picture
 from liif_cli.images.quiet import vips
-from liif_cli.images.tiff import graft_exif
+from liif_cli.images.tiff import graft
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -211,9 +211,9 @@ class Stream:
         if max(bands.height, bands.width) > _PYRAMID_PX:
             options |= {"tile": True, "tile_width": 256, "tile_height": 256, "pyramid": True, "subifd": True}
         image.tiffsave(str(self._temporary), **options)
-        if carried.exif is not None:
+        if carried.exif is not None or carried.iptc is not None:
             with self._temporary.open("r+b") as file:
-                graft_exif(file, carried.exif)
+                graft(file, carried.exif, carried.iptc)
 
 
 def _system_error(error: BaseException) -> BaseException:
@@ -261,18 +261,18 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 def png_metadata(carried: Picture) -> Inserted:
-    """Return EXIF and XMP as chunks of a PNG file, without the 72 dots an inch that libvips states by itself."""
+    """Return EXIF, XMP, IPTC and texts as chunks of a PNG file, without the 72 dots an inch that libvips
+    states by itself."""
     chunks = b""
     if carried.exif is not None:
         chunks += png_chunk(b"eXIf", carried.exif.removeprefix(PREFIX))
-    if carried.xmp is not None:
-        chunks += png_chunk(b"iTXt", PNG_XMP_HEADER + carried.xmp)
+    chunks += b"".join(png_chunk(*chunk) for chunk in png_texts(carried))
     # Behind the signature and the chunk IHDR: length, name, 13 bytes, checksum.
     return Inserted(len(_PNG_START) + 12 + 13, chunks, without=b"" if carried.dpi else b"pHYs")
 
 
 def jpeg_metadata(carried: Picture) -> Inserted:
-    """Return resolution (JFIF), EXIF and XMP as segments of a JPEG file."""
+    """Return resolution (JFIF), EXIF, XMP and IPTC as segments of a JPEG file."""
     # Unit 1 is dots an inch; without a resolution, unit 0 and square pixels.
     unit, across, down = (1, *(round(value) for value in carried.dpi)) if carried.dpi else (0, 1, 1)
     jfif = b"JFIF\0\1\1" + struct.pack(">BHHBB", unit, min(across, 0xFFFF), min(down, 0xFFFF), 0, 0)
@@ -281,7 +281,14 @@ def jpeg_metadata(carried: Picture) -> Inserted:
         segments += _segment(0xE1, carried.exif)
     if carried.xmp is not None:
         segments += _segment(0xE1, XMP_HEADER + carried.xmp)
+    if carried.iptc is not None:
+        segments += iptc_segment(carried.iptc)
     return Inserted(2, segments)  # behind the two bytes that every JPEG file begins with
+
+
+def iptc_segment(iptc: bytes) -> bytes:
+    """Return IPTC records as a segment of a JPEG file."""
+    return _segment(0xED, IPTC_HEADER + iptc_resource(iptc))
 
 
 def _segment(marker: int, content: bytes) -> bytes:

@@ -18,13 +18,14 @@ _DIRECTORIES = (EXIF_DIRECTORY, _GPS_DIRECTORY, _INTEROP_DIRECTORY)
 # Words about the picture: description, maker, model, software, date, artist, host, copyright, and Windows' titles.
 _DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, *range(0x9C9B, 0x9CA0))
 _PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _XMP = 0x0106, 0x011A, 0x011B, 0x0128, 0x02BC
+_IPTC = (0x83BB, 0x8649)  # of its own, or among Photoshop's resources
 
 _PAGE_TAGS = _SUBFILE, _WIDTH, _HEIGHT = 0x00FE, 0x0100, 0x0101
 _SUBDIRECTORIES = 0x014A
 _REDUCED, _MASK = 1, 4  # bits of the subfile's type
 _MOST_DIRECTORIES = 100  # that are looked at: a hostile file may have no end of them
 
-_SHORT, _LONG, _RATIONAL, _WIDE, _WIDE_DIRECTORY = 3, 4, 5, 16, 18
+_SHORT, _LONG, _RATIONAL, _BYTES, _WIDE, _WIDE_DIRECTORY = 3, 4, 5, 7, 16, 18
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 # The words a number of each type is made of, for turning the byte order; bytes and text have none.
 _TYPE_WORD = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4, 16: 8}
@@ -75,7 +76,8 @@ class _Value:
 
 
 def metadata_of(file: BinaryIO) -> dict[str, Any]:
-    """Return what a TIFF file says of its first picture: "exif", "xmp", "dpi", "orientation" and "photometric".
+    """Return what a TIFF file says of its first picture: "exif", "xmp", "iptc", "dpi", "orientation" and
+    "photometric".
 
     The EXIF block holds the words about the picture and the directories of camera and place, not the tags of the
     layout. Raises struct.error, ValueError or OSError for a damaged file.
@@ -83,13 +85,17 @@ def metadata_of(file: BinaryIO) -> dict[str, Any]:
     layout, first = _header(file)
     single = {ORIENTATION: "orientation", _PHOTOMETRIC: "photometric"}
     resolution = (_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT)
-    tags = _tags_at(file, layout, first, (*_DESCRIPTIVE, *_DIRECTORIES, *resolution, _XMP, *single))
+    tags = _tags_at(file, layout, first, (*_DESCRIPTIVE, *_DIRECTORIES, *resolution, _XMP, *_IPTC, *single))
     found: dict[str, Any] = {}
     carried = {tag: value for tag, value in tags.items() if tag in _DESCRIPTIVE or value.directory}
     if carried:
         found["exif"] = _exif_block(carried)
     if _XMP in tags:
         found["xmp"] = tags[_XMP].content
+    for tag in _IPTC:
+        if tag in tags and "iptc" not in found:
+            # Bytes as they lie, whatever numbers the entry says they are.
+            found["iptc"] = _in_order(tags[tag].content, tags[tag].kind, layout.order)
     across, down, unit = (tags[tag].numbers() if tag in tags else [] for tag in resolution)
     if across and down and unit != [1.0]:  # unit 1: a ratio of no known unit
         inch = 2.54 if unit == [3.0] else 1.0
@@ -126,17 +132,21 @@ def count_pages(file: BinaryIO) -> int:
     return max(1, sum(2 * width >= sizes[0][0] and 2 * height >= sizes[0][1] for width, height in sizes))
 
 
-def graft_exif(file: BinaryIO, exif: bytes) -> None:
-    """Add an EXIF block to a finished TIFF file, open for reading and writing; tags it has already stay as they are.
+def graft(file: BinaryIO, exif: bytes | None, iptc: bytes | None) -> None:
+    """Add an EXIF block and IPTC records to a finished TIFF file, open for reading and writing; tags it has already
+    stay as they are.
 
-    A block that cannot be followed adds nothing. Raises OSError where the file cannot be changed.
+    An EXIF block that cannot be followed adds nothing. Raises OSError where the file cannot be changed.
     """
+    tags = {}
     try:
-        block = io.BytesIO(exif.removeprefix(PREFIX))
+        block = io.BytesIO((exif or b"").removeprefix(PREFIX))
         source, start = _header(block)
         tags = _tags_at(block, source, start, None)
     except (struct.error, ValueError):
-        return
+        pass
+    if iptc is not None:
+        tags[_IPTC[0]] = _Value(_BYTES, len(iptc), iptc)
     layout, first = _header(file)
     entries, following = _entries(file, layout, first)
     known = dict(entries)

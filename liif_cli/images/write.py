@@ -13,12 +13,12 @@ from liif_cli.errors import UsageError
 from liif_cli.files import atomic_path, cannot_write
 from liif_cli.images import metadata
 from liif_cli.images.bands import Bands
-from liif_cli.images.formats import PNG_XMP_HEADER, Format, check_output, held_bytes
+from liif_cli.images.formats import Format, check_output, held_bytes
 from liif_cli.images.gif import save_gif
 from liif_cli.images.picture import Array, Picture
 from liif_cli.images.pillow import as_channels, in_srgb
 from liif_cli.images.quiet import quiet
-from liif_cli.images.stream import Stream, atomic_deepzoom
+from liif_cli.images.stream import Stream, atomic_deepzoom, iptc_segment
 
 JPEG_QUALITY = 95
 WEBP_QUALITY = 90
@@ -56,9 +56,10 @@ def open_writer(
 
     The file appears under its name when the block ends without an error and all rows were written; otherwise nothing is
     left behind. JPEG is 4:4:4 at `quality` 95 by default, WebP 90 (lossless where the source was a lossless WebP), AVIF
-    85, DeepZoom tiles 90; formats without loss ignore `quality`. `strip` drops EXIF and XMP; the profile stays, because
-    colours mean nothing without it. GIF has 256 colours; GIF and BMP hold neither metadata nor a profile, so that
-    colours are converted to sRGB. Up to `budget_bytes` may be held in memory; beyond that the picture is streamed.
+    85, DeepZoom tiles 90; formats without loss ignore `quality`. `strip` drops EXIF, XMP, IPTC and texts; the profile
+    stays, because colours mean nothing without it. GIF has 256 colours; GIF and BMP hold neither metadata nor a
+    profile, so that colours are converted to sRGB. IPTC goes into JPEG, PNG and TIFF only, texts into PNG. Up to
+    `budget_bytes` may be held in memory; beyond that the picture is streamed.
 
     Raises what `check_output` raises, or UsageError for a quality outside 1 to 100, before the block; OutputError for a
     full disk, ValueError for missing rows.
@@ -113,6 +114,8 @@ def carried(like: Picture, size: tuple[int, int], *, strip: bool) -> Picture:
         like,
         exif=None if strip else metadata.resized_exif(like.exif, size),
         xmp=None if strip else metadata.resized_xmp(like.xmp, size),
+        iptc=None if strip else like.iptc,
+        texts=() if strip else like.texts,
     )
 
 
@@ -135,12 +138,15 @@ def _stream_options(known: Format, like: Picture, quality: int | None) -> dict[s
 
 def beside(like: Picture, name: str) -> dict[str, Any]:
     """Return what goes beside the pixels into a file of the format with that name, as options of Pillow's."""
-    metadata = {"icc_profile": like.icc, "exif": like.exif, "xmp": like.xmp, "dpi": like.dpi}
-    options: dict[str, Any] = {key: value for key, value in metadata.items() if value is not None}
-    if name == "PNG" and (xmp := options.pop("xmp", None)):
-        # Pillow writes no XMP into PNG files unless it is handed in as a chunk.
+    known = {"icc_profile": like.icc, "exif": like.exif, "xmp": like.xmp, "dpi": like.dpi}
+    options: dict[str, Any] = {key: value for key, value in known.items() if value is not None}
+    if name == "PNG":
+        options.pop("xmp", None)  # which Pillow would not write
         options["pnginfo"] = PngImagePlugin.PngInfo()
-        options["pnginfo"].add(b"iTXt", PNG_XMP_HEADER + xmp)
+        for chunk in metadata.png_texts(like):
+            options["pnginfo"].add(*chunk)
+    if name == "JPEG" and like.iptc is not None:
+        options["extra"] = iptc_segment(like.iptc)
     return options
 
 

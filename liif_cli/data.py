@@ -176,9 +176,9 @@ def open_store(
             skipped.append(f"{name}: {was[1]}x{was[0]} is smaller than the {smallest_side} pixels per side needed")
         start += height * width * 3
     if not sizes:
+        smaller = "sample.low_res_side or sample.scale_max" if square is None else "sample.size_max"
         raise InputError(
-            f"{folder}: no picture can be used, {skipped[-1]}; add larger pictures,"
-            " or train with a smaller sample.low_res_side or sample.scale_max"
+            f"{folder}: no picture can be used, {skipped[-1]}; add larger pictures, or train with a smaller {smaller}"
         )
     # As a plain array: a memmap runs Python at every cut, which makes drawing half as slow again.
     return PictureStore(np.asarray(np.memmap(store, np.uint8, mode="r")), offsets, sizes, skipped)

@@ -388,8 +388,8 @@ def _paint(
         start = time.perf_counter()
         try:
             image = method.paint(pair.low_res, size)
-        except InputError as error:
-            raise InputError(f"{truth.path}: {error}") from None
+        except LiifError as error:
+            raise type(error)(f"{truth.path}, {method.name}: {error}") from None
         seconds = time.perf_counter() - start
     painted = Painted(method, dataset, scale, truth, pair, None if on_luma else image, seconds, memory.peak_bytes)
     for keeper in keepers:

@@ -34,7 +34,10 @@ class Lpips:
     def __call__(self, image: NDArray[Any], truth: NDArray[Any]) -> float:
         """Distance of two (H, W, 3) float pictures in [0, 1]. Raises InputError below 32 pixels a side."""
         if min(image.shape[:2]) < 32:
-            raise InputError(f"a picture of {image.shape[0]}x{image.shape[1]} is too small for LPIPS: 32 are needed")
+            raise InputError(
+                f"{image.shape[1]}x{image.shape[0]} pixels, without the border, are too few for LPIPS, which needs 32 a"
+                " side; use a smaller scale or larger pictures, or leave --lpips out"
+            )
         pair = (torch.from_numpy(x).permute(2, 0, 1)[None].float() * 2 - 1 for x in (image, truth))
         with torch.inference_mode():
             return float(self._network(*pair))

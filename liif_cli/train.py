@@ -58,8 +58,8 @@ TEACHER = "teacher.safetensors"
 SAME_EVENT_S = 1.0  # a signal that comes again within this time tells of the same event
 
 REMEDY = (
-    "the run has diverged, and nothing was saved since its last checkpoint; begin one with that as --start and a lower"
-    " optimiser.learning_rate, or with optimiser.clip_norm=1"
+    "the run has diverged, and nothing was saved since its last checkpoint; begin one with that, if there is one, as"
+    " --start, and with a lower optimiser.learning_rate and optimiser.muon_rate, or with optimiser.clip_norm=1"
 )
 
 
@@ -506,12 +506,15 @@ def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = N
             # All processes stop at the same step; to agree, GPUs have to wait for one another.
             together = on_cpu or processes.world == 1 or iteration % AGREE_EVERY == 0
             stop = together and processes.any(bool(asked), trainer.device)
-            if stop or last or iteration % config.save_every == 0:
+            if stop:
+                log.losses()  # of the steps since the last ones
+            due = validator if not stop and (last or (every and iteration % every == 0)) else None
+            if stop or last or due or iteration % config.save_every == 0:
                 trainer.save(run)  # before the scores, which may fail
-            if validator is not None and (last or (every and iteration % every == 0)) and not stop:
-                log.scores(validator, run)
+            if due:
+                log.scores(due, run)
                 trainer.save(run)
-            if stop and not last:
+            if stop and not (last and validator is None):
                 return asked[0] if asked else signal.SIGTERM
     return None
 

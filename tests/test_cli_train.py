@@ -136,8 +136,18 @@ def test_a_run_goes_on_with_its_own_settings_only(train, cli, data):
     other = train("-o", "run", "--resume", sets=["iterations=2", "seed=9"])
     assert other.code == 2
     assert "seed = 0, not 9" in other.err
+    assert "liif train --resume -o run --data DIR" in other.err
+    other = train("-o", "run", "--resume", sets=["optimiser.clip_norm=0.5"])
+    assert "was begun with optimiser.clip_norm = 1.0, not 0.5;" in other.err
     assert cli("train", "-o", "run", "--resume", "--data", data, "--device", "cpu", "--set", "iterations=2").code == 0
     assert train("-o", "fresh", "--resume", sets=["iterations=1"]).code == 0  # nothing to go on with: it begins
+
+
+def test_a_dry_run_that_goes_on_shows_the_settings_of_the_run(train, cli):
+    assert train("-o", "run", sets=["iterations=1", "save_every=7"]).code == 0
+    dry = train("-o", "run", "--resume", "--dry-run")
+    assert (json.loads(dry.out)["iterations"], json.loads(dry.out)["save_every"]) == (1, 7)
+    assert train("-o", "run", "--resume", "--dry-run", sets=["seed=9"]).code == 2
 
 
 def test_a_run_goes_on_to_the_length_it_was_begun_with(train, tmp_path):
@@ -338,6 +348,7 @@ def test_left_out_pictures_are_named(train, data):
         (["liif-light", "--data", "photos", "--teacher", "nosuch"], 3, ["nosuch"]),
         (["liif-light", "--data", "photos", "--device", "gpu9"], 2, ["gpu9"]),
         (["liif-light", "--data", "photos"], 1, ["larger pictures"]),
+        (["faces-32-256-liif", "--data", "photos"], 1, ["larger pictures", "smaller sample.size_max"]),
         (["siren", "--data", "photos"], 1, ["one picture"]),
         (
             ["edsr-baseline-x4", "--data", "absent", "--set", "sample.scale_min=2", "--set", "sample.queries=9"],
@@ -370,6 +381,10 @@ def test_what_is_wrong_with_the_sharing_is_told_before_anything_is_decoded(train
         ran = train("--device", device)
         assert ran.code == 2
         assert f"--device {device}: of several processes each has its own; use cuda, cpu or auto" in ran.err
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert "more processes than GPUs, of which 2 can be used here: --nproc-per-node 2" in train("--device", "auto").err
     assert not (tmp_path / "cache" / "pictures").exists()
 
 

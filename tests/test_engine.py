@@ -278,6 +278,15 @@ def test_a_network_that_holds_a_picture_is_not_turned_over_for_an_ensemble():
     assert np.array_equal(got, expected)
 
 
+def test_a_network_that_holds_a_picture_is_not_done_before_it_paints():
+    engine = Engine(build({"name": "siren", "args": {"hidden_list": [8]}}), CPU, torch.float32, AMPLE)
+    told = []
+    for _ in engine.open(picture(9, 12)).bands((18, 24), report=told.append):
+        pass
+    assert told[0] < 0.01
+    assert told[-1] == 1
+
+
 @pytest.mark.parametrize("size", [(36.0, 48.0), [36, 48], (np.int64(36), np.int64(48))])
 def test_sizes_are_whole_numbers_of_whatever_kind(size):
     model = load(OFFICIAL, device="cpu")
@@ -640,6 +649,7 @@ def test_freed_memory_is_counted():
 
 @pytest.mark.skipif(allocator._glibc() is None, reason="the C library is not glibc as it comes")
 def test_kept_memory_does_not_count_against_a_limit_on_the_process():
+    allocator.give_back()  # what tests before this one left
     before = within_process(2**40)
     with allocator.reused_memory():
         blocks = [b"x" * 2**20 for _ in range(100)]

@@ -24,7 +24,7 @@ from liif_cli.benchmarks import find
 from liif_cli.benchmarks.datasets import read_rgb
 from liif_cli.checkpoint import Checkpoint
 from liif_cli.cli import app
-from liif_cli.errors import ModelError, UsageError
+from liif_cli.errors import InputError, MemoryBudgetError, ModelError, UsageError
 from liif_cli.evaluate import (
     KernelMethod,
     ModelMethod,
@@ -582,8 +582,20 @@ def test_lpips_is_given_pictures_from_minus_one_to_one_and_shown_beside(
     fake_lpips(monkeypatch, Network)
     white, black = np.ones((40, 33, 3), np.float32), np.zeros((40, 33, 3), np.float32)
     assert Lpips()(white, black) == 2.0
+    with pytest.raises(InputError, match=r"20x40 pixels.*32 a side.*leave --lpips out"):
+        Lpips()(white[:, :20], black[:, :20])
     ran = liif("--dataset", photos, "--scales", "2", "-m", "none", "--lpips", "--csv", "-")
     assert all(0 < float(row["lpips"]) < 1 for row in csv.DictReader(io.StringIO(ran.stdout)))
+
+
+def test_an_error_of_painting_names_the_picture_and_the_model(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any, *_: Any) -> None:
+        raise MemoryBudgetError("too little")
+
+    monkeypatch.setattr(ModelMethod, "paint", refuse)
+    ran = liif("--dataset", photos, "--scales", "2", "-m", TINY, "--baselines", "none")
+    assert (ran.exit_code, ran.stdout) == (4, "")
+    assert f"{photos / 'a.png'}, {TINY.stem}: too little" in ran.stderr
 
 
 def test_lpips_without_its_weights_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

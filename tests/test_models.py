@@ -110,6 +110,11 @@ def liif_of(widths):
             for widths in (8, [], [0], [2.5], [10**9], [9999, 9999], None)
         ),
         ({"name": "siren", "args": {"hidden_list": ["a"]}}, ["hidden_list ['a']"]),
+        *(
+            ({"name": "siren", "args": {"hidden_list": [8], "omega": omega}}, [f"omega {omega!r}", "such as 30"])
+            for omega in (0, "fast", float("inf"))
+        ),
+        ({"name": "liif", "args": {"encoder_spec": {"name": "edsr-baseline", "args": {"scale": 2.0}}}}, ["x2.0"]),
         ([], ["specification"]),
     ],
 )

@@ -200,6 +200,32 @@ class StopAt:
         pass
 
 
+def test_losses_of_the_steps_before_a_stop_are_not_lost(store, tmp_path, monkeypatch):
+    steps = train_module.Trainer.step
+
+    def step(trainer):
+        steps(trainer)
+        if trainer.iteration == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train_module.Trainer, "step", step)
+    assert run_training(Trainer(tiny("iterations=8", "log_every=4"), store, CPU), tmp_path) == signal.SIGTERM
+    assert [row["iteration"] for row in table(tmp_path / LOG)] == ["4", "5"]
+
+
+def test_a_stop_at_the_last_step_leaves_the_scores_to_who_goes_on(store, photographs, tmp_path):
+    config = tiny("iterations=2", "log_every=1", "validation.scales=[2]")
+    validator = Validator(photographs, config.validation)
+    trainer = Trainer(config, store, CPU, watcher=StopAt(2, signal.SIGTERM))
+    assert run_training(trainer, tmp_path, validator=validator) == signal.SIGTERM
+    again = Trainer(config, store, CPU)
+    again.resume(tmp_path)
+    assert run_training(again, tmp_path, validator=validator) is None
+    assert again.is_scored_by(validator)
+    alone = Trainer(config, store, CPU, watcher=StopAt(2, signal.SIGTERM))
+    assert run_training(alone, tmp_path / "unscored") is None  # all is done
+
+
 def test_who_asks_again_to_stop_is_not_kept_waiting(store, tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "SAME_EVENT_S", -1)
     with pytest.raises(KeyboardInterrupt):
@@ -509,10 +535,10 @@ def test_too_little_memory_to_score_names_what_to_set(store, photographs, tmp_pa
         raise MemoryBudgetError("choose a smaller output")
 
     monkeypatch.setattr(Validator, "scores", refuse)
-    config = tiny("iterations=1", "validation.scales=[2]")
-    with pytest.raises(MemoryBudgetError, match=r"validation\.crop"):
+    config = tiny("iterations=9", "save_every=8", "validation.every=2", "validation.scales=[2]")
+    with pytest.raises(MemoryBudgetError, match=r"the run is saved.*validation\.crop"):
         run_training(Trainer(config, store, CPU), tmp_path, validator=Validator(photographs, config.validation))
-    assert (tmp_path / STATE).exists()
+    assert torch.load(tmp_path / STATE, weights_only=True)["iteration"] == 2
 
 
 def test_parts_that_do_not_divide_are_refused(store):

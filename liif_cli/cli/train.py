@@ -145,10 +145,10 @@ def train(
         config = replace(config, start=start)
     if teacher is not None:
         config = replace(config, teacher=teacher)
-    if dry_run:
+    if dry_run and not resume:
         _show(config)
         return 0
-    if data is None:
+    if data is None and not dry_run:
         raise UsageError("name the pictures to train on: --data DIR")
     if val is not None and config.sample.kind == "picture":
         raise UsageError("a recipe that fits one picture has nothing to score on: leave --val out")
@@ -158,14 +158,15 @@ def train(
         # What may change has changed only where somebody says so; a file of one's own does.
         config = load_train(str(run / "config.json"), settings or [])
     config = replace(config, **begun_with)
+    if dry_run or data is None:
+        _show(config)
+        return 0
 
     from liif_cli.distributed import environment, joined
     from liif_cli.upscaler import choose_device
 
     processes = environment()
-    if processes.world > 1 and device not in ("auto", "cuda", "cpu"):
-        raise UsageError(f"--device {device}: of several processes each has its own; use cuda, cpu or auto")
-    chosen = choose_device(f"cuda:{processes.local_rank}" if _is_cuda(device) and processes.world > 1 else device)
+    chosen = choose_device(_own_device(device, processes))
     say = _Terminal(config.iterations, quiet=quiet or not processes.first, verbose=verbose)
     with joined(processes, chosen), say, _alone(run) if processes.first else contextlib.nullcontext():
         return _train(config, data, val, run, chosen, processes, say, going_on=going_on, begun=bool(begun_with))
@@ -272,10 +273,20 @@ def _open_store(data: Path, config: TrainConfig, processes: Processes, say: _Ter
     return store
 
 
-def _is_cuda(name: str) -> bool:
+def _own_device(name: str, processes: Processes) -> str:
+    """The device of this process: of several, each has its own GPU, or its share of the CPU."""
     import torch
 
-    return name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    if processes.world == 1:
+        return name
+    if name not in ("auto", "cuda", "cpu"):
+        raise UsageError(f"--device {name}: of several processes each has its own; use cuda, cpu or auto")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    count = torch.cuda.device_count()
+    if 0 < count <= processes.local_rank:
+        raise UsageError(f"more processes than GPUs, of which {count} can be used here: --nproc-per-node {count}")
+    return f"cuda:{processes.local_rank}"
 
 
 def _list() -> None:
@@ -346,9 +357,13 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
     changed = [key for key in now if key in named - _MAY_CHANGE and now[key] != before[key]]
     if changed:
         key = changed[0]
+        was, asked = before[key], now[key]
+        while isinstance(was, dict) and isinstance(asked, dict) and was.keys() == asked.keys():
+            inner = next(name for name in was if was[name] != asked[name])
+            key, was, asked = f"{key}.{inner}", was[inner], asked[inner]
         raise UsageError(
-            f"{run}: was begun with {key} = {json.dumps(before[key])}, not {json.dumps(now[key])};"
-            " a run goes on with its own settings, another begins in another folder (-o)"
+            f"{run}: was begun with {key} = {json.dumps(was)}, not {json.dumps(asked)}; to go on with its own settings,"
+            f" name no recipe: liif train --resume -o {run} --data DIR; with others, begin in another folder (-o)"
         )
     return state.exists(), {key: before[key] for key in _MODELS}
 

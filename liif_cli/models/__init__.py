@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,8 @@ def _metasr(encoder_spec: Spec) -> Callable[[Spec], Model]:
 
 
 def _siren(hidden_list: list[int], omega: float = 30.0) -> Callable[[Spec], Model]:
+    if not isinstance(omega, int | float) or not 0 < omega < math.inf:
+        raise ModelError(f"omega {omega!r}: give a number above 0, such as 30")
     return lambda spec: Siren(spec, _widths(hidden_list), omega)
 
 

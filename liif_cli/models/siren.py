@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from liif_cli.coords import Axis
-from liif_cli.models.base import Field, Model, Window, whole_window
+from liif_cli.models.base import Field, Model, Operations, Window, whole_window
 from liif_cli.models.encoders.layers import Encoder
 
 CPU_BLOCK_QUERIES, GPU_BLOCK_QUERIES = 2**12, 2**18
@@ -55,6 +55,10 @@ class Siren(Model):
     @property
     def linears(self) -> list[nn.Linear]:
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    @property
+    def operations(self) -> Operations:
+        return Operations(0, sum(layer.weight.numel() for layer in self.linears))
 
     @property
     def code_values(self) -> int:

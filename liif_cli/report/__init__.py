@@ -115,7 +115,7 @@ def _table(sheet: Sheet, rows: Sequence[Row], work: Work) -> str:
             out.extend(f"<td>{escape(cell) or '<span aria-hidden=true>–</span>'}</td>" for cell in line.cells)
             out.append("</tr>")
     peak = max((row.peak_memory_bytes for row in found.values()), default=0) / 2**20
-    said = [*sheet.notes, f"The process held {peak:.0f} MiB at most."]
+    said = [*sheet.notes, f"At most {peak:.0f} MiB were held, by the process or, for models on a GPU, there."]
     out.append("</tbody></table></div>")
     out.append(f"<p>{escape(' '.join(said))}</p></figure>")
     return "".join(out)

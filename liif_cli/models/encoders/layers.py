@@ -22,7 +22,7 @@ def upsampler(scale: int, channels: int) -> nn.Sequential:
     if scale == 3:
         return nn.Sequential(conv3x3(channels, 9 * channels), nn.PixelShuffle(3))
     steps = int(math.log2(scale)) if scale >= 2 else 0
-    if 2**steps != scale:
+    if 2**steps != scale or not isinstance(scale, int):
         raise ModelError(f"an upsampling tail of x{scale} is not defined: use 2, 3, 4 or another power of two")
     return nn.Sequential(*(m for _ in range(steps) for m in (conv3x3(channels, 4 * channels), nn.PixelShuffle(2))))
 

@@ -49,7 +49,6 @@ from liif_cli.images import (
     write_animation,
 )
 from liif_cli.jobs import (
-    OWN_EXTENSION,
     STANDARD,
     Job,
     Options,
@@ -57,6 +56,8 @@ from liif_cli.jobs import (
     occupied,
     output_size,
     pipe,
+    refuse_idle_quality,
+    standard_format,
     standard_input,
 )
 from liif_cli.upscaler import MOST_BYTES, Upscaler, default_bytes, within_process
@@ -397,7 +398,7 @@ class _Painting:
                 _make_folder(path.parent, options)
             overwrite = options.overwrite or task.output == STANDARD
             if isinstance(task.picture, Picture):
-                check_output(
+                known = check_output(
                     path,
                     task.size,
                     task.picture,
@@ -406,9 +407,11 @@ class _Painting:
                     budget_bytes=self.writer_bytes,
                     overwrite=overwrite,
                 )
-                return
-            check_animation(path, task.size, self.frames[0], format=options.format, overwrite=overwrite)
-            if self.held_bytes > self.writer_bytes:
+            else:
+                known = check_animation(path, task.size, self.frames[0], format=options.format, overwrite=overwrite)
+            if task.output == STANDARD:  # for the others it was known before
+                refuse_idle_quality(options, [known])
+            if isinstance(task.picture, Animation) and self.held_bytes > self.writer_bytes:
                 raise MemoryBudgetError(
                     f"{path}: {len(self.frames)} frames of this size take {self.held_bytes / 1e9:.1f} GB, more than the"
                     f" {self.writer_bytes / 1e9:.1f} GB there are for them; raise --memory or choose a smaller output"
@@ -565,10 +568,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 def _standard_format(picture: Picture | Animation, options: Options) -> str:
-    if options.format is not None:
-        return options.format.lstrip(".").lower()
-    own = isinstance(picture, Animation) and picture.format in OWN_EXTENSION
-    return _first(picture).format.lower() if own else "png"
+    return standard_format(options, picture.format, len(picture.frames) if isinstance(picture, Animation) else 1)
 
 
 def _fitted(picture: Picture | Animation, job: Job, options: Options) -> Picture | Animation:

@@ -12,7 +12,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from liif_cli.files import is_file, is_folder, temporary_beside, walk
 from liif_cli.images import (
     DEFAULT_MAX_PIXELS,
     EXTENSIONS,
+    Format,
     Header,
     check_animation,
     check_output,
@@ -366,8 +368,12 @@ def _refuse_idle_quality(jobs: Sequence[Job], options: Options) -> None:
     endings = {job.extension if job.exact is None or job.exact == STANDARD else job.exact.suffix for job in named}
     if options.quality is None or not named or (None in endings and options.format is None):
         return
-    formats = {format_of(Path(), options.format or ending) for ending in endings}
-    if not any(known.lossy for known in formats):
+    refuse_idle_quality(options, {format_of(Path(), options.format or ending) for ending in endings})
+
+
+def refuse_idle_quality(options: Options, formats: Collection[Format]) -> None:
+    """Raise UsageError for a quality where no format has one."""
+    if options.quality is not None and not any(known.lossy for known in formats):
         written = " and ".join(sorted(known.name for known in formats))
         raise UsageError(
             f"--quality {options.quality}: {written} has no loss to choose; leave it out, or choose --format jpg,"
@@ -432,8 +438,7 @@ def preview(job: Job, options: Options) -> Preview:
         assert output is not None
         if options.skip_existing and output != STANDARD and is_file(output):
             return Preview(path, output, header.size, size, header.frames, skipped=True)
-        if output != STANDARD:
-            _check_preview(content, output, size, header, options)
+        _check_preview(content, output, size, header, options)
     except LiifError as error:
         return Preview(path, output, header.size, size, header.frames, error=error)
     return Preview(path, output, header.size, size, header.frames)
@@ -454,14 +459,18 @@ def output_size(image: Size, options: Options) -> Size:
 
 
 def _check_preview(source: Path | io.BytesIO, output: Path, size: Size, header: Header, options: Options) -> None:
-    if is_file(output) and not options.overwrite:
+    if output != STANDARD and is_file(output) and not options.overwrite:
         raise occupied(output)
     # Folders that the run itself would make: the question goes to the nearest one that is there.
     folder = output.parent
-    while not is_folder(folder) and job_makes(folder, options):
-        folder = folder.parent
+    if job_makes(folder, options):
+        while not is_folder(folder):
+            folder = folder.parent
     asked = output if folder == output.parent else temporary_beside(folder / output.name)
     wanted = options.format or output.suffix
+    if output == STANDARD:  # where it will wait until it is whole
+        asked = temporary_beside(Path(tempfile.gettempdir()) / "picture")
+        wanted = standard_format(options, header.format, header.frames)
     alpha = header.channels in (2, 4)
     like = replace(
         header,
@@ -470,6 +479,8 @@ def _check_preview(source: Path | io.BytesIO, output: Path, size: Size, header: 
     ).blank()
     try:
         known = format_of(asked, wanted)
+        if output == STANDARD:
+            refuse_idle_quality(options, [known])
         if header.frames > 1:
             check_animation(asked, size, fitted(like, known), format=wanted, overwrite=options.overwrite)
             return
@@ -481,12 +492,20 @@ def _check_preview(source: Path | io.BytesIO, output: Path, size: Size, header: 
         like = fitted(like, known, depth=options.depth)
         check_output(asked, size, like, format=wanted, strip=options.strip, overwrite=options.overwrite)
     except LiifError as error:
-        raise type(error)(str(error).replace(str(asked), str(output))) from None
+        name = "standard output" if output == STANDARD else str(output)
+        raise type(error)(str(error).replace(str(asked), name)) from None
 
 
 def occupied(output: Path) -> OutputError:
     """The error for an output that is there, where nobody said what to do."""
     return OutputError(f"{output}: already exists; add --skip-existing to leave it, or --overwrite to replace it")
+
+
+def standard_format(options: Options, own: str, frames: int) -> str:
+    """The format of what goes to standard output: as asked for, an animation's own, else PNG."""
+    if options.format is not None:
+        return options.format.lstrip(".").lower()
+    return own.lower() if frames > 1 and own in OWN_EXTENSION else "png"
 
 
 def job_makes(folder: Path, options: Options) -> bool:

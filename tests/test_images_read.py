@@ -444,7 +444,7 @@ def test_many_threads_read_at_once_and_leave_the_warnings_alone(recwarn: pytest.
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", ">f4", np.float32, np.float64, np.float16])
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 2), (5, 7, 3), (5, 7, 4)])
 def test_arrays_go_in_and_out_as_they_are(dtype: Any, shape: tuple[int, ...]) -> None:
     array = (np.random.default_rng(0).random(shape) * (1 if np.dtype(dtype).kind == "f" else 250)).astype(dtype)

@@ -546,7 +546,7 @@ def test_animations_go_in_and_out(tmp_path: Path, extension: str, alpha: bool) -
     again = read_animation(path)
     assert again is not None
     assert again.durations_ms == source.durations_ms
-    assert again.loop == 0
+    assert again.plays == 0
     assert len(again.frames) == 4
     for one, other in zip(again.frames, source.frames, strict=True):
         assert one.pixels.shape == other.pixels.shape
@@ -629,6 +629,49 @@ def test_an_animated_gif_which_holds_no_profile_gets_the_colours_that_it_means(t
     assert np.abs(again.frames[0].pixels[10, 5].astype(int) - (50, 100, 200)).max() < 16
 
 
+@pytest.mark.parametrize("plays", [0, 1, 2, 5])
+@pytest.mark.parametrize("extension", [".gif", ".webp", ".png"])
+def test_an_animation_plays_as_often_in_every_format(tmp_path: Path, extension: str, plays: int) -> None:
+    write_animation(tmp_path / f"a{extension}", replace(moving(alpha=False), plays=plays))
+    again = read_animation(tmp_path / f"a{extension}")
+    assert again is not None
+    assert again.plays == plays
+    with Image.open(tmp_path / f"a{extension}") as image:
+        # A GIF says how often it begins anew; the others how often they play.
+        expected = plays if extension != ".gif" or plays == 0 else plays - 1 or None
+        assert image.info.get("loop") == expected
+
+
+def test_an_animation_longer_than_gif_can_say(tmp_path: Path) -> None:
+    long = replace(moving(alpha=False), durations_ms=(40, 80, 10**6, 160), plays=10**6)
+    write_animation(tmp_path / "a.gif", long)
+    again = read_animation(tmp_path / "a.gif")
+    assert again is not None
+    assert again.durations_ms == (40, 80, 655_350, 160)
+    assert again.plays == 65_536
+    alike = replace(long, frames=(long.frames[0],) * 4)  # which are shown as one
+    with pytest.raises(OutputError, match=r"b.gif: .*655 seconds are the most that GIF shows a frame; use .webp"):
+        write_animation(tmp_path / "b.gif", alike)
+    assert names(tmp_path) == ["a.gif"]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "LA", "L"])
+def test_animations_in_grey_become_colour_of_eight_bits(tmp_path: Path, mode: str) -> None:
+    grey = np.linspace(0, 255, 20 * 30).reshape(20, 30).astype(np.uint8)
+    if mode == "I;16":
+        frames = [Image.fromarray(shade.astype(np.uint16) * 257) for shade in (grey, 255 - grey)]
+    else:
+        frames = [Image.fromarray(shade).convert(mode) for shade in (grey, 255 - grey)]
+    dark = GREY_PROFILE if mode != "I;16" else None
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:], duration=100, icc_profile=dark)
+    again = read_animation(tmp_path / "a.png")
+    assert again is not None
+    for frame, shade in zip(again.frames, (grey, 255 - grey), strict=True):
+        assert (frame.pixels.dtype, frame.pixels.shape, frame.icc) == (np.uint8, (20, 30, 3), None)
+        assert np.abs(frame.pixels.astype(int) - shade[..., None]).max() < 40  # whatever the profile's curve is
+    write_animation(tmp_path / "b.gif", again)
+
+
 def test_a_single_picture_is_no_animation(tmp_path: Path) -> None:
     source = picture(3)
     for extension in (".png", ".gif", ".webp", ".jpg"):
@@ -649,7 +692,7 @@ def test_frames_drawn_over_one_another_are_whole(tmp_path: Path) -> None:
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second], duration=50)
     animation = read_animation(tmp_path / "a.gif")
     assert animation is not None
-    assert animation.loop is None
+    assert animation.plays == 1
     assert tuple(animation.frames[1].pixels[0, 0, :3]) == (255, 0, 0)
     assert tuple(animation.frames[1].pixels[6, 6, :3]) == (0, 0, 255)
 

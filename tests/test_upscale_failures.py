@@ -331,6 +331,25 @@ def test_a_picture_larger_than_its_format_can_hold(upscale: Cli, tmp_path: Path)
     assert tree(tmp_path) == {"photo.png"}
 
 
+def test_what_standard_output_cannot_be_is_known_to_the_preview(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "holes.png", transparent())
+    save(tmp_path / "photo.png")
+    for options in ([], ["--dry-run"]):
+        ran = upscale("holes.png", "--scale", "2", "-o", "-", "--format", "jpg", *options)
+        assert (ran.code, ran.raw) == (5, b"")
+        assert ran.err.startswith("liif: standard output: JPEG cannot hold transparency")
+        ran = upscale("-", "--scale", "2", "--quality", "80", *options, stdin=(tmp_path / "photo.png").read_bytes())
+        assert (ran.code, ran.raw) == (2, b"")
+        assert "PNG has no loss to choose" in ran.err
+
+
+def test_a_preview_knows_that_folders_in_folders_are_made(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "photo.png")
+    for options in (["--dry-run"], []):
+        assert upscale("photo.png", "--scale", "2", "-o", "new/deep/", *options).code == 0
+    assert tree(tmp_path) == {"photo.png", "new", "new/deep", "new/deep/photo_x2.png"}
+
+
 def test_an_output_folder_that_is_missing(upscale: Cli, tmp_path: Path) -> None:
     save(tmp_path / "photo.png")
     for options in ([], ["--dry-run"]):

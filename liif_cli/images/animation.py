@@ -12,7 +12,7 @@ from liif_cli.files import atomic_path, cannot_write
 from liif_cli.images.formats import Format, check_output, format_of
 from liif_cli.images.gif import save_gif
 from liif_cli.images.header import ANIMATED
-from liif_cli.images.picture import Array, Picture
+from liif_cli.images.picture import Array, Picture, full_scale
 from liif_cli.images.pillow import as_channels, in_srgb, picture_of
 from liif_cli.images.quiet import quiet
 from liif_cli.images.read import (
@@ -31,6 +31,7 @@ from liif_cli.images.write import AVIF_QUALITY, PNG_LEVEL, WEBP_QUALITY, beside,
 # see.
 _TOO_SHORT_MS = 10
 _DEFAULT_MS = 100
+_MOST_PLAYS = 0xFFFF
 
 MOVING = ("GIF", "WebP", "PNG", "AVIF")
 """The formats that hold animations."""
@@ -40,12 +41,12 @@ MOVING = ("GIF", "WebP", "PNG", "AVIF")
 class Animation:
     """Frames of one size and one number of channels, each the whole canvas; never empty.
 
-    `durations_ms` has one entry a frame. `loop` is how often it repeats, 0 for ever, None for once through.
+    `durations_ms` has one entry a frame. `plays` is how often, 0 for ever.
     """
 
     frames: tuple[Picture, ...]
     durations_ms: tuple[int, ...]
-    loop: int | None
+    plays: int
     format: str
 
 
@@ -76,8 +77,16 @@ def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXEL
                 frames.append(picture_of(image, file.name, str(image.format), turned))
             lossless = is_lossless_webp(file.stream) if image.format == "WEBP" else image.format != "AVIF"
             frames = [replace(frame, lossless=lossless) for frame in frames]
-            loop = 0 if image.format == "AVIF" else image.info.get("loop")
-            return Animation(_alike(frames), tuple(durations), loop, str(image.format))
+            return Animation(_alike(frames), tuple(durations), _plays(image), str(image.format))
+
+
+def _plays(image: Image.Image) -> int:
+    if image.format == "AVIF":
+        return 0
+    loop = image.info.get("loop")
+    if image.format == "GIF":  # which says how often it begins anew
+        return 1 if loop is None else loop + 1 if loop else 0
+    return int(loop or 0)
 
 
 def _duration_ms(stated: Any) -> int:
@@ -89,16 +98,24 @@ def _alike(frames: list[Picture]) -> tuple[Picture, ...]:
     if len({frame.size for frame in frames}) > 1:
         raise InputError("frames of different sizes")
     # Some readers give every frame alpha, transparent or not.
-    alpha = any(frame.alpha is not None and bool((frame.alpha < 255).any()) for frame in frames)
-    return tuple(replace(frame, pixels=_as_colour(frame, alpha)) for frame in frames)
+    alpha = any(
+        frame.alpha is not None and bool((frame.alpha < full_scale(frame.alpha.dtype)).any()) for frame in frames
+    )
+    return tuple(_as_colour(frame, alpha) for frame in frames)
 
 
-def _as_colour(frame: Picture, alpha: bool) -> Array:
-    colour = np.broadcast_to(frame.colour, (*frame.size, 3))
-    if not alpha:
-        return np.ascontiguousarray(colour)
-    opaque = np.full(frame.size, 255, np.uint8) if frame.alpha is None else frame.alpha
-    return np.concatenate([colour, opaque[..., None]], axis=2)
+def _as_colour(frame: Picture, alpha: bool) -> Picture:
+    pixels, icc = frame.pixels, frame.icc
+    if pixels.dtype == np.uint16:  # grey PNG files; of colour Pillow reads eight bits anyway
+        pixels = (pixels >> 8).astype(np.uint8)
+    colour, opaque = pixels, np.full(frame.size, 255, np.uint8)
+    if frame.has_alpha:
+        colour, opaque = pixels[..., :-1], pixels[..., -1]
+    if frame.is_grey and icc is not None:  # a profile of grey says nothing of colours
+        colour, icc = as_channels(in_srgb(_image(colour), icc)), None
+    colour = np.broadcast_to(colour, (*frame.size, 3))
+    whole = np.concatenate([colour, opaque[..., None]], axis=2) if alpha else np.ascontiguousarray(colour)
+    return replace(frame, pixels=whole, icc=icc)
 
 
 def check_animation(
@@ -151,7 +168,7 @@ def write_animation(
                         frame.pixels if frame.icc is None else as_channels(in_srgb(_image(frame.pixels), frame.icc))
                         for frame in animation.frames
                     ]
-                    save_gif(file, frames, animation.durations_ms, animation.loop)
+                    save_gif(file, frames, animation.durations_ms, animation.plays)
                 else:
                     options = _options(known.name, animation, quality, strip)
                     images = [_image(frame.pixels) for frame in animation.frames]
@@ -169,8 +186,7 @@ def _options(name: str, animation: Animation, quality: int | None, strip: bool) 
     options = {**beside(like, name), "duration": list(animation.durations_ms)}
     if name == "AVIF":  # which always repeats for ever, as readers have it
         return options | {"format": "AVIF", "quality": quality or AVIF_QUALITY, "subsampling": "4:4:4"}
-    # In these formats 0 is for ever; a picture that plays once says 1.
-    options["loop"] = 1 if animation.loop is None else animation.loop
+    options["loop"] = min(animation.plays, _MOST_PLAYS)
     if name == "PNG":
         # Disposal 0 and blend 0: each frame is the whole canvas and replaces the one before.
         return options | {"format": "PNG", "compress_level": PNG_LEVEL, "disposal": 0, "blend": 0}

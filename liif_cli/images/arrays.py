@@ -21,7 +21,7 @@ def from_array(array: Array) -> Picture:
             found = f"{pixels.min():g} to {pixels.max():g}"
             raise InputError(f"float images run from 0 to 1, this one from {found}; scale or clip it first")
         pixels = np.clip(pixels.astype(np.float32), 0, 1)
-    elif array.dtype not in (np.uint8, np.uint16):
+    elif array.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         raise InputError(f"image arrays are uint8, uint16 or floats in [0, 1], not {array.dtype}")
     return Picture(pixels=np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("=")))
 

@@ -1,6 +1,7 @@
 """Pictures to GIF files: 256 colours a frame, dithered, and transparency that is whole or none."""
 
 from collections.abc import Sequence
+from struct import error as StructError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -9,13 +10,14 @@ from PIL import Image
 from liif_cli.images.picture import Array
 
 _TRANSPARENT = 255
-_SHORTEST = 2  # hundredths of a second
+_SHORTEST, _LONGEST = 2, 0xFFFF  # hundredths of a second
+_MOST_REPEATS = 0xFFFF
 
 
-def save_gif(file: BinaryIO, frames: Sequence[Array], durations_ms: Sequence[int], loop: int | None) -> None:
+def save_gif(file: BinaryIO, frames: Sequence[Array], durations_ms: Sequence[int], plays: int) -> None:
     """Write frames, each (H, W, C) uint8 of one size; alpha of at least half becomes opaque.
 
-    `loop` is how often it repeats, 0 for ever, None for a picture that plays once. Raises OSError or ValueError.
+    `plays` is how often, 0 for ever. Raises OSError or ValueError.
     """
     transparent = any(frame.shape[2] in (2, 4) and bool((frame[..., -1] < 128).any()) for frame in frames)
     images = [_palettised(frame, transparent) for frame in frames]
@@ -29,15 +31,19 @@ def save_gif(file: BinaryIO, frames: Sequence[Array], durations_ms: Sequence[int
             "duration": _whole_hundredths(durations_ms),
             "disposal": 2 if transparent else 1,
         }
-        options |= {"loop": loop} if loop is not None else {}
-    images[0].save(file, "GIF", save_all=len(images) > 1, optimize=False, **options)
+        if plays != 1:  # a GIF says how often it begins anew
+            options["loop"] = max(0, min(plays - 1, _MOST_REPEATS))
+    try:
+        images[0].save(file, "GIF", save_all=len(images) > 1, optimize=False, **options)
+    except (OverflowError, StructError) as error:  # Pillow shows frames that are alike as one
+        raise ValueError(f"{_LONGEST // 100} seconds are the most that GIF shows a frame; use .webp or .png") from error
 
 
 def _whole_hundredths(durations_ms: Sequence[int]) -> list[int]:
     """What GIF can say, of a second, and no frame so short that browsers slow it down; the whole takes as long, but for
     such frames."""
     ends = np.rint(np.cumsum(durations_ms) / 10).astype(int)
-    return [10 * max(_SHORTEST, int(step)) for step in np.diff(ends, prepend=0)]
+    return [10 * min(max(_SHORTEST, int(step)), _LONGEST) for step in np.diff(ends, prepend=0)]
 
 
 def _palettised(frame: Array, transparent: bool) -> Image.Image:

@@ -211,9 +211,10 @@ def iptc_in(info: dict[Any, Any]) -> bytes | None:
 def texts_in(info: dict[Any, Any]) -> tuple[tuple[str, str], ...]:
     """Return the texts that Pillow found in a PNG file, without those that are carried otherwise or are now false."""
     return tuple(
-        (keyword, str(text))
+        (keyword, text)
         for keyword, text in info.items()
-        if isinstance(keyword, str) and isinstance(text, str) and not keyword.startswith(_NOT_CARRIED)
+        if isinstance(keyword, str) and 0 < len(keyword) < 80 and isinstance(text, str)
+        if not keyword.startswith(_NOT_CARRIED)
     )
 
 
@@ -230,8 +231,15 @@ def png_texts(like: Picture) -> list[tuple[bytes, bytes]]:
         chunks.append((b"zTXt", f"{_RAW_PROFILE}iptc\0\0".encode() + zlib.compress(profile.encode())))
     for keyword, text in like.texts:
         name = keyword.encode("latin-1", "replace")
+        # Pillow's texts know their language.
+        language, translated = (getattr(text, key, None) or "" for key in ("lang", "tkey"))
         try:
-            chunks.append((b"tEXt", name + b"\0" + text.encode("latin-1")))
+            plain = b"" if language or translated else text.encode("latin-1")
         except UnicodeEncodeError:
-            chunks.append((b"iTXt", name + bytes(5) + text.encode()))
+            plain = b""
+        if plain or not text:
+            chunks.append((b"tEXt", name + b"\0" + plain))
+        else:
+            rest = (language.encode("latin-1", "replace"), translated.encode(), text.encode())
+            chunks.append((b"iTXt", name + bytes(3) + b"\0".join(rest)))
     return chunks

@@ -168,6 +168,6 @@ def _save(pixels: Array, file: BinaryIO, known: Format, like: Picture, quality: 
     elif known.name == "AVIF":
         image.save(file, "AVIF", quality=quality or AVIF_QUALITY, subsampling="4:4:4", **options)
     elif known.name == "GIF":
-        save_gif(file, [as_channels(image)], [0], None)
+        save_gif(file, [as_channels(image)], [0], 1)
     else:
         image.save(file, known.name, dpi=like.dpi or (96, 96))

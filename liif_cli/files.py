@@ -105,9 +105,17 @@ def check_target(final: Path, *, overwrite: bool) -> Path:
     return target
 
 
+def with_home(path: str | Path) -> Path:
+    """A path whose ``~`` has become a home folder; as it is where nobody of that name is known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def temporary_beside(final: Path) -> Path:
     """Return an unused hidden name in the folder of `final`."""
-    stem = os.fsdecode(os.fsencode(final.name)[:_LONGEST_STEM_BYTES])
+    stem = os.fsencode(final.name)[:_LONGEST_STEM_BYTES].decode("utf-8", "ignore")  # not half a letter
     return final.with_name(f".{stem}.{secrets.token_hex(4)}.part")
 
 

@@ -268,6 +268,15 @@ def test_a_dropped_connection_is_resumed_where_it_broke(server: Server, partial:
     assert "trying again" in told.notes[0]
 
 
+def test_what_came_whole_before_is_not_fetched_again(server: Server, partial: Path, told: Told) -> None:
+    """The process ended between the download and what it was for."""
+    url = server.url("/a", whole(CONTENT))
+    download.download(Wanted((url,)), partial, told)
+    download.download(Wanted((url,)), partial, told)
+    assert server.ranges() == [None, f"bytes={len(CONTENT)}-"]
+    assert partial.read_bytes() == CONTENT
+
+
 def test_a_stalled_connection_is_given_up_and_resumed(server: Server, partial: Path, told: Told) -> None:
     url = server.url("/a", stalled(CONTENT, 200_000), whole(CONTENT))
     download.download(wanted(url), partial, told)
@@ -773,6 +782,7 @@ def test_a_damaged_model_is_exit_3(fetch_weights: Liif, cache: Path) -> None:
     assert ran.code == 3
     assert "liif-light: as recorded" in ran.out
     assert "mine: damaged" in ran.out
+    assert "what comes with the package: install liif again" in ran.err
     assert json.loads(fetch_weights("--verify", "--json", "mine").out)["ok"] is False
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from liif_cli.errors import OutputError
-from liif_cli.files import atomic_path, cannot_write
+from liif_cli.files import atomic_path, cannot_write, with_home
 
 
 def names(folder: Path) -> list[str]:
@@ -110,11 +110,19 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert real.read_bytes() == b"whole"
 
 
-def test_a_very_long_name_still_fits(tmp_path: Path) -> None:
-    final = tmp_path / ("ä" * 120 + ".bin")
+@pytest.mark.parametrize("letter", ["ä", "\u732b"])
+def test_a_very_long_name_still_fits(tmp_path: Path, letter: str) -> None:
+    final = tmp_path / (letter * (240 // len(letter.encode())) + ".bin")
     with atomic_path(final) as temporary:
+        temporary.name.encode()  # whole letters only: not every file system takes half ones
         temporary.write_bytes(b"whole")
     assert final.exists()
+
+
+def test_a_home_that_nobody_has_is_a_name_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert with_home("~/a") == Path("/home/me/a")
+    assert with_home("~nobody-of-this-name/a") == Path("~nobody-of-this-name/a")
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def fetch_missing(names: Sequence[str], folders: Sequence[Path], watcher: Watche
         if known is None:
             continue
         roots = [root for folder in (*folders, cache) for root in (folder, folder / known.parent)]
-        if any((root / known.high_res).is_dir() for root in roots if root.parent != cache or root == cache):
+        if any((root / known.high_res).is_dir() for root in roots):
             continue
         for source in sources():
             if name.lower() in source.sets:

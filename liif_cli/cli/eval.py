@@ -15,7 +15,7 @@ import typer
 
 from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption, flag
 from liif_cli.errors import LiifError, OutputError, UsageError
-from liif_cli.files import is_folder
+from liif_cli.files import is_folder, with_home
 
 if TYPE_CHECKING:
     from liif_cli.benchmarks import Dataset, Truth
@@ -283,7 +283,7 @@ def _find(names: Sequence[str], data: Path | None, fetch: bool, quiet: bool) -> 
 
     if not names:
         raise UsageError("--dataset: name a data set or a folder")
-    folders = [data.expanduser()] if data is not None else []
+    folders = [with_home(data)] if data is not None else []
     if fetch:
         with _progress(0, quiet=quiet) as progress:
             fetch_missing(names, folders, progress)

@@ -13,6 +13,7 @@ import typer
 
 from liif_cli.cli.machine import flag
 from liif_cli.errors import ModelError, UsageError
+from liif_cli.files import with_home
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -93,7 +94,7 @@ def fetch_weights(
     from liif_cli.weights import cache_folder
 
     _check_options(names or [], show, everything, verify, source, name, sha256)
-    cache = folder.expanduser().absolute() if folder is not None else cache_folder().absolute()
+    cache = (with_home(folder) if folder is not None else cache_folder()).absolute()
     if show:
         _list(names or [], cache, as_json)
     elif verify:
@@ -145,7 +146,7 @@ def _verify(names: list[str], cache: Path, as_json: bool) -> None:
         row = {"name": verdict.name, "path": str(verdict.path), "ok": not verdict.problem, "problem": verdict.problem}
         typer.echo(json.dumps(row) if as_json else f"{verdict.name}: {verdict.problem or 'as recorded'}")
     if bad := [verdict.name for verdict in verdicts if verdict.problem]:
-        remedy = "fetch again with --overwrite, or delete"
+        remedy = "fetch again with --overwrite, or delete; what comes with the package: install liif again"
         raise ModelError(f"{len(bad)} of {len(verdicts)} models not as recorded: {', '.join(bad)}; {remedy}")
 
 

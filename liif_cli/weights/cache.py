@@ -21,7 +21,7 @@ from typing import NamedTuple
 from platformdirs import user_cache_dir
 
 from liif_cli.errors import ModelError
-from liif_cli.files import atomic_path
+from liif_cli.files import atomic_path, with_home
 from liif_cli.weights.registry import SUFFIX, Entry, bundled_folder, is_name, is_sha256, typed
 
 _BLOCK_BYTES = 1 << 20
@@ -70,7 +70,7 @@ class Place(NamedTuple):
 def cache_folder() -> Path:
     """`LIIF_CACHE`, or the platform's folder for caches; it need not exist yet."""
     given = os.environ.get("LIIF_CACHE")
-    return Path(given).expanduser() if given else Path(user_cache_dir("liif", appauthor=False))
+    return with_home(given) if given else Path(user_cache_dir("liif", appauthor=False))
 
 
 def drop_place(entry: Entry, folder: Path) -> Path:

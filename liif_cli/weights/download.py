@@ -183,6 +183,9 @@ def _transfer(
     timeout = (patience.connect_s, patience.read_s)
     try:
         with session.get(url, headers=headers, stream=True, timeout=timeout) as response:
+            # All of it came before, and what was to be done with it did not.
+            if response.status_code == 416 and response.headers.get("Content-Range") == f"bytes */{offset}":
+                return
             offset, total = _check_answer(response, wanted, partial, offset)
             _write_body(response, url, wanted, partial, offset, total, watcher)
     except requests.RequestException as error:

@@ -44,6 +44,10 @@ class SampleRule:
     area_power: float = 0.0
     candidates: int = 1
     chosen: float = 1.0
+    # Of crops and resized: so large a share of the inputs was a JPEG file, of a quality from this range.
+    jpeg_share: float = 0.0
+    jpeg_min: int = 40
+    jpeg_max: int = 95
     # Of resized: pixels a side of the first and the last picture's truth, and to what all of them are enlarged again
     # for a network of one scale (0: they are not).
     size_min: int = 32
@@ -171,6 +175,12 @@ def check(config: TrainConfig) -> TrainConfig:
         raise UsageError(f"schedule.fall = {schedule.fall!r}: it is a share of the run, 1 at most")
     if sample.chosen > 1:
         raise UsageError(f"sample.chosen = {sample.chosen!r}: it is a share of the samples, 1 at most")
+    if sample.jpeg_share > 1:
+        raise UsageError(f"sample.jpeg_share = {sample.jpeg_share!r}: it is a share of the samples, 1 at most")
+    _at_least("sample.jpeg_min", sample.jpeg_min, 1)
+    _at_least("sample.jpeg_max", sample.jpeg_max, sample.jpeg_min)
+    if sample.jpeg_max > 100:
+        raise UsageError(f"sample.jpeg_max = {sample.jpeg_max}: JPEG has qualities up to 100")
     if config.teacher_share > 1:
         raise UsageError(f"teacher_share = {config.teacher_share!r}: it is a share of the truth, 1 at most")
     if sample.kind == "picture" and sample.augment != "none":

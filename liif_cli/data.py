@@ -33,6 +33,7 @@ from liif_cli.errors import InputError, LiifError, OutputError
 from liif_cli.files import atomic_path, cannot_write, is_file, is_folder, walk
 from liif_cli.images import Picture, read
 from liif_cli.images.fit import eight_bits
+from liif_cli.jpeg import through_jpeg
 from liif_cli.resize import bicubic_reduce_batch, pil_bicubic
 
 Size = tuple[int, int]  # (height, width)
@@ -277,6 +278,7 @@ class Draw(NamedTuple):
     sides: list[int]  # resized: pixels per side of each sample's truth
     extent: Tensor  # (B, 2) int64, of what is asked for: ``sizes``, or those they are resized to
     uniform: Tensor | None  # (B, Q) float32 in [0, 1): where in its stretch of pixels a query lies; None asks all
+    qualities: list[int]  # of the JPEG file that each input was; 0 where it was none
 
 
 class Sampler:
@@ -311,7 +313,7 @@ class Sampler:
     def draw(self, step: int, numbers: Sequence[int], *, pin: bool = False) -> Draw:
         """The host's part of a batch."""
         rule = self.rule
-        sizes, sides, uniform = [], [], []
+        sizes, sides, uniform, qualities = [], [], [], []
         pad = (rule.largest_crop, rule.largest_crop) if rule.kind != "picture" else self.store.sizes[0]
         # NumPy's arrays, for a tensor of this size is filled in parallel: this thread would get a second team of OpenMP
         # threads, with which there are more than cores, and the training's team no longer waits actively.
@@ -325,6 +327,8 @@ class Sampler:
             sides.append(side)
             if rule.queries:
                 uniform.append(draw.random(rule.queries, dtype=np.float32))
+            compressed = rule.jpeg_share > 0 and draw.random() < rule.jpeg_share
+            qualities.append(int(draw.integers(rule.jpeg_min, rule.jpeg_max + 1)) if compressed else 0)
         asked = [(rule.truth_side or side,) * 2 for side in sides] if rule.kind == "resized" else sizes
         extent = torch.tensor(asked)
         places = torch.from_numpy(np.stack(uniform)) if uniform else None
@@ -332,7 +336,7 @@ class Sampler:
         if pin:
             truths, extent = truths.pin_memory(), extent.pin_memory()
             places = places if places is None else places.pin_memory()
-        return Draw(truths, sizes, sides, extent, places)
+        return Draw(truths, sizes, sides, extent, places, qualities)
 
     def finish(self, drawn: Draw, device: torch.device) -> Batch:
         """The device's part of a batch."""
@@ -343,7 +347,8 @@ class Sampler:
         if rule.kind == "picture":  # nothing is encoded
             low_res = torch.zeros(len(truths), 3, 1, 1, device=device)
         else:
-            low_res = bicubic_reduce_batch(truths, [height for height, _ in drawn.sizes], rule.low_res_side) / 255
+            low_res = bicubic_reduce_batch(truths, [height for height, _ in drawn.sizes], rule.low_res_side)
+            low_res = _compressed(low_res, drawn.qualities) / 255
         if rule.kind == "resized":
             truths = _resized(truths, drawn.sides, rule.truth_side)
         row, column = _places(extent, drawn.uniform, int(drawn.extent[0].prod()))
@@ -415,6 +420,15 @@ def _places(extent: Tensor, uniform: Tensor | None, pixels: int) -> tuple[Tensor
         pixel = ((number + drawn) * (count.to(drawn.dtype) / uniform.shape[1])).long()
         pixel = torch.minimum(pixel, count - 1)
     return pixel // extent[:, 1:], pixel % extent[:, 1:]
+
+
+def _compressed(low_res: Tensor, qualities: Sequence[int]) -> Tensor:
+    """Levels (B, 3, h, w) as they come out of JPEG files of these qualities; as they are where it is 0."""
+    if not any(qualities):
+        return low_res
+    levels = low_res.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
+    seen = [through_jpeg(each, quality) if quality else each for each, quality in zip(levels, qualities, strict=True)]
+    return torch.from_numpy(np.stack(seen)).to(low_res).permute(0, 3, 1, 2).contiguous()
 
 
 def _resized(truths: Tensor, sides: Sequence[int], truth_side: int) -> Tensor:

@@ -40,6 +40,7 @@ class Protocol:
     border: int | None = None  # pixels shaved off each side; None: as the data set has it
     rounding: str = "paper"  # none: of nothing; 8bit: of every output, as the saved file would score
     degradation: str = "paper"  # otherwise no files are used, all low-resolution pictures are made
+    jpeg: int | None = None  # the quality of the JPEG files that low-resolution pictures are put through
 
     def __post_init__(self) -> None:
         for name, known in (("color", COLORS), ("rounding", ROUNDINGS), ("degradation", DEGRADATIONS)):
@@ -47,6 +48,8 @@ class Protocol:
                 raise UsageError(f"unknown {name} {getattr(self, name)!r}: use {', '.join(known)}")
         if self.border is not None and self.border < 0:
             raise UsageError(f"a border of {self.border} pixels: it must be 0 or more")
+        if self.jpeg is not None and not 1 <= self.jpeg <= 100:
+            raise UsageError(f"a JPEG quality of {self.jpeg}: it is 1 to 100")
 
     @property
     def is_published(self) -> bool:
@@ -71,7 +74,7 @@ class Protocol:
 
     def kernels_on_luma(self, channel: str) -> bool:
         """Whether interpolation is scored by the recipe of the published tables."""
-        return channel == "y" and self.rounding == "paper" and self.degradation == "paper"
+        return channel == "y" and self == dataclasses.replace(Protocol(), color=self.color, border=self.border)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, "paper" by name."""

@@ -117,6 +117,8 @@ def notes(title: str, rows: Sequence[Row], work: Work) -> list[str]:
     for scale in work.scales:
         sources.setdefault(dataset.source(scale, protocol), []).append(f"x{scale:g}")
     said.append("Inputs: " + "; ".join(f"at {', '.join(s)} {_SOURCES[name]}" for name, s in sources.items()) + ".")
+    if protocol.jpeg is not None:
+        said.append(f"Each input was saved as JPEG of quality {protocol.jpeg} and read again.")
     kernels = dict.fromkeys(row.method for row in rows if row.dataset == title and row.low_res == "luma")
     if kernels:
         said.append(

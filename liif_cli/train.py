@@ -393,6 +393,10 @@ def network(config: TrainConfig) -> Model:
     if model.holds_picture != (rule.kind == "picture"):
         fit = "sample.kind=picture --set sample.augment=none" if model.holds_picture else "sample.kind=crops"
         raise UsageError(f"sample.kind = {rule.kind!r}: this network would learn nothing from that; use --set {fit}")
+    if config.teacher and rule.jpeg_share:
+        raise UsageError(
+            "sample.jpeg_share: a teacher answers what it sees, JPEG's traces as well; leave one of both out"
+        )
     scale = model.native_scale
     if scale is not None:
         side = rule.low_res_side * scale

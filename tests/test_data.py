@@ -1,6 +1,7 @@
 """Pictures are decoded once, samples are what the paper says, and the same ones come again."""
 
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +279,24 @@ def test_scales_drawn_by_their_logarithm_are_as_often_in_one_octave_as_in_the_ne
     assert min(sizes) == 8
     assert max(sizes) == 32
     assert np.mean([size < 16 for size in sizes]) == pytest.approx(0.5, abs=0.08)  # uniform: 0.31
+
+
+def test_inputs_are_the_jpeg_files_that_pillow_makes_of_them(store):
+    plain = Sampler(store, RULE, seed=1)
+    half = dataclasses.replace(RULE, jpeg_share=0.5, jpeg_min=30, jpeg_max=80)
+    sampler = Sampler(store, half, seed=1)
+    drawn = sampler.draw(0, range(40))
+    clean, batch = plain.finish(plain.draw(0, range(40)), CPU), sampler.finish(drawn, CPU)
+    assert 10 < drawn.qualities.count(0) < 30
+    assert {quality for quality in drawn.qualities if quality} <= set(range(30, 81))
+    assert torch.equal(batch.high_res, clean.high_res)  # all else is drawn as without
+    for quality, seen, before in zip(drawn.qualities, batch.low_res, clean.low_res, strict=True):
+        levels = (before * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        if quality:
+            file = io.BytesIO()
+            Image.fromarray(levels).save(file, "JPEG", quality=quality)
+            levels = np.asarray(Image.open(file))
+        assert np.array_equal((seen * 255).round().permute(1, 2, 0).numpy(), levels)
 
 
 @pytest.mark.parametrize("queries", [64, 0])

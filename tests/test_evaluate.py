@@ -155,10 +155,23 @@ def test_an_ensemble_is_scored_beside_its_model_as_upscale_paints_it(photos: Pat
 def test_colour_border_rounding_and_degradation_change_what_is_scored(photos: Path) -> None:
     (method,) = load_methods([str(TINY)], [])
     default = scores_of(work_of(photos, [method], [2.0]))[0].psnr
-    for options in ({"color": "rgb"}, {"border": 7}, {"rounding": "8bit"}, {"degradation": "torch"}):
+    for options in ({"color": "rgb"}, {"border": 7}, {"rounding": "8bit"}, {"degradation": "torch"}, {"jpeg": 75}):
         assert scores_of(work_of(photos, [method], [2.0], **options))[0].psnr != default, options
     assert scores_of(work_of(photos, [method], [2.0], color="y", border=2))[0].psnr == default
     assert abs(scores_of(work_of(photos, [method], [2.0], rounding="8bit"))[0].psnr - default) < 0.05
+
+
+def test_inputs_may_be_jpeg_files(photos: Path) -> None:
+    dataset = find(str(photos), [])
+    plain = dataset.pair(dataset.truths[0], 2.0, Protocol())
+    pair = dataset.pair(dataset.truths[0], 2.0, Protocol(jpeg=60))
+    file = io.BytesIO()
+    Image.fromarray(plain.low_res).save(file, "JPEG", quality=60)
+    assert np.array_equal(pair.low_res, np.asarray(Image.open(file)))
+    assert np.array_equal(pair.high_res, plain.high_res)
+    ran = liif("--dataset", photos, "--scales", "2", "-m", "none", "--jpeg", "60")
+    assert "Each input was saved as JPEG of quality 60 and read again." in " ".join(ran.stdout.split())
+    assert liif("--dataset", photos, "--scales", "2", "--jpeg", "0").exit_code == 2
 
 
 def test_rounded_scores_are_those_of_the_saved_files(photos: Path, tmp_path: Path) -> None:
@@ -176,7 +189,7 @@ def test_rounded_scores_are_those_of_the_saved_files(photos: Path, tmp_path: Pat
 def test_kernels_are_scored_on_8_bit_luma_like_published_tables_only_by_default(photos: Path) -> None:
     kernels = [KernelMethod(name) for name in ("nearest", "bicubic", "lanczos")]
     assert {score.low_res for score in scores_of(work_of(photos, kernels, [2.0]))} == {"luma"}
-    for options in ({"rounding": "none"}, {"color": "rgb"}, {"degradation": "matlab"}):
+    for options in ({"rounding": "none"}, {"color": "rgb"}, {"degradation": "matlab"}, {"jpeg": 100}):
         assert {score.low_res for score in scores_of(work_of(photos, kernels, [2.0], **options))} == {"matlab"}
 
 
@@ -459,6 +472,7 @@ def test_json_csv_and_table_agree(photos: Path, tmp_path: Path) -> None:
     assert content["version"] == __version__
     assert content["protocol"] == {
         "name": "paper", "color": "auto", "border": None, "rounding": "paper", "degradation": "paper",
+        "jpeg": None,
     }  # fmt: skip
     by_picture = list(csv.DictReader(io.StringIO(csv_file.read_text())))
     assert len(by_picture) == len(content["scores"]) == 2 * 2 * 2

@@ -530,6 +530,11 @@ def test_samples_that_a_network_would_learn_nothing_from_are_refused(name, setti
         network(load_train(name, settings))
 
 
+def test_a_teacher_is_not_shown_jpeg_files():
+    with pytest.raises(UsageError, match="leave one of both out"):
+        network(dataclasses.replace(load_train("liif-jpeg"), teacher="liif-light"))
+
+
 def test_too_little_memory_to_score_names_what_to_set(store, photographs, tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise MemoryBudgetError("choose a smaller output")

@@ -22,6 +22,7 @@ from liif_cli.data import image_files, reduced_copies, rgb8
 from liif_cli.errors import InputError, UsageError
 from liif_cli.files import is_file, is_folder
 from liif_cli.images import read
+from liif_cli.jpeg import through_jpeg
 from liif_cli.protocol import MATLAB_SCALES, Protocol
 from liif_cli.resize import matlab_bicubic, matlab_reduce, pil_bicubic, torch_bicubic
 
@@ -135,6 +136,8 @@ class Dataset(NamedTuple):
         else:
             source = protocol.reduction(scale)
             low_res = reduce(whole, scale, source)
+        if protocol.jpeg is not None:
+            low_res = through_jpeg(low_res, protocol.jpeg)
         size = painted_size((low_res.shape[0], low_res.shape[1]), scale)
         if size[0] > height or size[1] > width:
             raise InputError(f"{path}: {_told(low_res.shape)} times {scale:g} is larger than {truth.path.name}")

@@ -105,6 +105,17 @@ def evaluate(
             rich_help_panel=HOW,
         ),
     ] = "paper",
+    jpeg: Annotated[
+        int | None,
+        typer.Option(
+            metavar="1-100",
+            min=1,
+            max=100,
+            help="Save each input as JPEG of this quality first, as photographs mostly come.",
+            show_default=False,
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     lpips: Annotated[
         bool,
         flag("--lpips", help="Score LPIPS too; needs pip install 'liif\\[eval]'.", rich_help_panel=HOW),
@@ -191,7 +202,7 @@ def evaluate(
     from liif_cli.weights import cache_folder
 
     factors = parse_scales(scales)
-    protocol = Protocol(color, border, rounding, degradation)
+    protocol = Protocol(color, border, rounding, degradation, jpeg)
     files = [path for path in (json_file, csv_file) if path is not None and path != STANDARD]
     to_stdout = [json_file, csv_file].count(STANDARD)
     if to_stdout + markdown > 1:

@@ -233,13 +233,9 @@ def png_texts(like: Picture) -> list[tuple[bytes, bytes]]:
         name = keyword.encode("latin-1", "replace")
         # Pillow's texts know their language.
         language, translated = (getattr(text, key, None) or "" for key in ("lang", "tkey"))
-        try:
-            plain = b"" if language or translated else text.encode("latin-1")
-        except UnicodeEncodeError:
-            plain = b""
-        if plain or not text:
-            chunks.append((b"tEXt", name + b"\0" + plain))
-        else:
+        if language or translated or any(ord(letter) > 255 for letter in text):
             rest = (language.encode("latin-1", "replace"), translated.encode(), text.encode())
             chunks.append((b"iTXt", name + bytes(3) + b"\0".join(rest)))
+        else:
+            chunks.append((b"tEXt", name + b"\0" + text.encode("latin-1")))
     return chunks

@@ -31,7 +31,9 @@ class SampleRule:
 
     kind: str = "crops"
     low_res_side: int = 48  # pixels a side of the network's input
-    queries: int = 2304  # pixels of the truth asked in a step; 0 asks them all, where the scale is always the same
+    queries: int = (
+        2304  # pixels of each sample's truth asked in a step; 0 asks them all, where the scale is always the same
+    )
     augment: str = "all"  # "all" flips and transposes, "mirror" mirrors left and right, "none"
     # Of crops: the range of scales, and how they are drawn from it: "uniform", or "log", as often between 1 and 2 as
     # between 2 and 4. Then the pictures' chances. A picture is drawn with a probability proportional to

@@ -22,7 +22,7 @@ class Lpips:
         try:
             import lpips
         except ImportError:
-            raise UsageError("--lpips needs its extra: pip install 'liif[eval]'") from None
+            raise UsageError("--lpips needs the package lpips: pip install lpips") from None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torchvision's own arguments

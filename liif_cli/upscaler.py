@@ -109,11 +109,12 @@ def load(
         device: "auto" (the first GPU, if there is one and it works), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (half precision where the device computes in it faster, but float32 for pictures of more than
             8 bits per channel), "float32", "bfloat16", "float16".
-        memory: the most that working with a picture may take, in bytes or as "4G"; by default a share of what is free.
+        memory: what the network may work in, in bytes or as "4G"; by default a share of what is free. The input and the
+            picture that is returned are held in addition.
         direct: ask the network for every pixel at any scale. By default it paints at most at FARTHEST and bicubic
             interpolation goes on from there, which is a little better on photographs and much faster.
 
-    Raises ModelError for the model, UsageError for the rest.
+    Raises ModelError for the model, MemoryBudgetError where it does not fit into memory, UsageError for the rest.
     """
     chosen = choose_device(device)
     limit = parse_memory(memory) if memory is not None else None

@@ -57,12 +57,24 @@ def tiny() -> Path:
     return TINY
 
 
+@pytest.fixture(scope="session")
+def plain_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment without the settings of who runs the tests, and with a cache of the tests' own."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("LIIF_")}
+    return plain | {"LIIF_CACHE": str(tmp_path_factory.getbasetemp() / "liif-cache")}
+
+
+@pytest.fixture(autouse=True)
+def _surrounded(plain_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("LIIF_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LIIF_CACHE", plain_environment["LIIF_CACHE"])
+
+
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
     """The command line, in this process and in the test's own folder."""
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("LIIF_")]:
-        monkeypatch.delenv(name)
 
     def run(*arguments: object, stdin: bytes = b"") -> Ran:
         streams = [io.TextIOWrapper(io.BytesIO(content), encoding="utf-8") for content in (stdin, b"", b"")]

@@ -18,6 +18,7 @@ import torch
 from conftest import photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageCms
 
 from liif_cli import allocator, upscaler
 from liif_cli import engine as rooms
@@ -285,6 +286,18 @@ def test_a_network_that_holds_a_picture_is_not_done_before_it_paints():
         pass
     assert told[0] < 0.01
     assert told[-1] == 1
+
+
+def test_windows_of_a_field_are_those_of_the_upscaled_picture():
+    model = load(OFFICIAL, device="cpu", precision="float32")
+    image = Image.fromarray(photo(30, 40))
+    image.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    big = model.upscale(image, scale=2.5)
+    assert isinstance(big, Image.Image)
+    assert (big.mode, big.size) == ("RGB", (100, 75))
+    assert big.info["icc_profile"] == image.info["icc_profile"]
+    view = model.encode(image).render(size=(25, 50), box=(10, 20, 20, 40))  # top, left, bottom, right
+    assert np.abs(np.asarray(view).astype(int) - np.asarray(big)[25:50, 50:100]).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(36.0, 48.0), [36, 48], (np.int64(36), np.int64(48))])
@@ -658,7 +671,7 @@ def test_kept_memory_does_not_count_against_a_limit_on_the_process():
         assert within_process(2**40) > before - 20 * 2**20
 
 
-def test_plans_fit_their_budgets_and_use_them():
+def test_a_larger_budget_makes_a_larger_plan():
     engine = make("liif")
     task = rooms.make_task(engine.model, (3000, 4000), (30000, 40000))
     sizes = []

@@ -38,7 +38,7 @@ TINY_SHA256 = hashlib.sha256(TINY_BYTES).hexdigest()
 # Larger than what is written at once, so that a part of it can have come: of 200,000 bytes three blocks of 65,536.
 CONTENT = bytes(range(1, 251)) * 1200
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Patience(connect_s=2, read_s=0.2, attempts=3, backoff_s=0.01)
+QUICK = Patience(connect_s=2, read_s=1, attempts=3, backoff_s=0.01)
 
 Answer = Callable[["Handler"], None]
 

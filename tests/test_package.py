@@ -75,7 +75,7 @@ def test_the_wheel_carries_the_models_and_nothing_of_the_tests(built: Path) -> N
         assert (f"liif_cli/bundled/{entry.file.name}" in inside) is entry.bundled
     assert {"liif_cli/py.typed", f"liif-{__version__}.dist-info/licenses/THIRD_PARTY.md"} <= inside
     assert {name.split("/")[0] for name in inside} == {"liif_cli", f"liif-{__version__}.dist-info"}
-    assert set(metadata.get_all("Provides-Extra", [])) >= {"eval", "train"}
+    assert set(metadata.get_all("Provides-Extra", [])) >= {"eval", "heic", "train"}
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "MIT"
 

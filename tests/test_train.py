@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import math
 import re
 import shutil
 import signal
@@ -18,10 +19,15 @@ from typer.testing import CliRunner
 import liif_cli
 from liif_cli import checkpoint
 from liif_cli import train as train_module
+from liif_cli.benchmarks import find
+from liif_cli.checkpoint import Checkpoint
 from liif_cli.cli import app
 from liif_cli.config import Schedule, Validation, load_train, presets
 from liif_cli.data import open_store
 from liif_cli.errors import InputError, MemoryBudgetError, ModelError, UsageError
+from liif_cli.evaluate import Work, evaluate, load_methods
+from liif_cli.models import build
+from liif_cli.protocol import Protocol
 from liif_cli.train import (
     CONFIG,
     LOG,
@@ -590,19 +596,18 @@ def test_a_resumed_run_keeps_its_scores(store, photographs, tmp_path):
     assert list(again.exported().facts["scores"][photographs.stem]) == ["x2"]
 
 
-def test_validation_of_bicubic_is_what_the_metrics_say(photographs):
-    from liif_cli.metrics import psnr
-    from liif_cli.resize import matlab_reduce
-    from liif_cli.validate import pair
-
-    picture = np.array(Image.open(photographs / "0.png"))
-    low_res, high_res, _ = pair(picture, 2)
-    assert np.array_equal(low_res, matlab_reduce(picture, 2))
-    assert high_res.shape == (60, 70, 3)
-    assert pair(picture, 2.5).low_res.shape == (24, 28, 3)
-    assert pair(picture, 2.6).high_res.shape == (60, 68, 3)  # 23 x 26 pixels times 2.6
-    assert psnr(high_res, high_res, border=8, channel="rgb") == float("inf")
-    assert Validation().scales == (2, 3, 4)
+@pytest.mark.parametrize(("name", "color", "extra"), [("others", "rgb", 6), ("Set5", "y", 0)])
+def test_validation_scores_are_those_of_eval(photographs, tmp_path, name, color, extra):
+    shutil.copytree(photographs, tmp_path / name)
+    config = Validation(scales=(2.0, 2.5))
+    model = build(tiny().model)
+    found = Validator(tmp_path / name, config).scores(model, CPU).psnr
+    checkpoint.write(tmp_path / "model.safetensors", Checkpoint(tiny().model, model.state_dict(), {}))
+    (method,) = load_methods([str(tmp_path / "model.safetensors")], [])
+    for scale in config.scales:
+        protocol = Protocol(color=color, border=math.ceil(scale) + extra)
+        scores = [score for _, score in evaluate(Work([method], [find(str(tmp_path / name), [])], [scale], protocol))]
+        assert found[f"x{scale:g}"] == pytest.approx(np.mean([score.psnr for score in scores]), abs=1e-4)
 
 
 # -- every preset ----------------------------------------------------------------------------------------------------

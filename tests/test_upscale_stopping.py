@@ -47,10 +47,9 @@ for line in sys.stdin:
 
 
 class Nursery:
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, environment: dict[str, str]) -> None:
+        line = [sys.executable, "-W", "error", "-c", NURSERY]
+        self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     @property
     def pipes(self) -> tuple[IO[str], IO[str]]:
@@ -77,8 +76,8 @@ class Nursery:
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
+def nursery(plain_environment: dict[str, str]) -> Iterator[Nursery]:
+    nursery = Nursery(plain_environment)
     yield nursery
     nursery.close()
 
@@ -119,7 +118,7 @@ def traceless(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(25 if THOROUGH else 2))
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda n: n.name)
 def test_a_stopped_batch_goes_on_to_the_same_end(
     nursery: Nursery, expected: dict[str, bytes], tmp_path: Path, number: signal.Signals, seed: int
 ) -> None:

@@ -118,7 +118,7 @@ def evaluate(
     ] = None,
     lpips: Annotated[
         bool,
-        flag("--lpips", help="Score LPIPS too; needs pip install 'liif\\[eval]'.", rich_help_panel=HOW),
+        flag("--lpips", help="Score LPIPS too; needs pip install lpips.", rich_help_panel=HOW),
     ] = False,
     published: Annotated[
         bool, flag("--published", help="Show published scores alongside.", rich_help_panel=OUTPUT)
@@ -186,7 +186,8 @@ def evaluate(
 
     PSNR and SSIM of every model and baseline at every scale, with the time and
     the memory it took. At x2, x3 and x4 the inputs are the data set's own
-    low-resolution files; at other scales they are made the way the papers do.
+    low-resolution files, or MATLAB's bicubic where there are none; at other
+    scales they are made the way the papers do.
 
     [bold]The paper's table for the bundled model:[/bold]
       liif eval --dataset set5,set14 --scales 2,3,4,6,8 --data DIR --published

@@ -118,8 +118,12 @@ def train(
       liif train liif-light --data photos --val some-others
       liif upscale photo.jpg --scale 2.7 -m runs/liif-light
 
-    [bold]Resume a run, and make it longer:[/bold]
-      liif train liif-light --data photos --resume --set iterations=200000
+    [bold]Go on after Ctrl-C or a crash:[/bold]
+      liif train liif-light --data photos --resume
+
+    [bold]A run that can be made longer later:[/bold]
+      liif train liif-light --data photos --set schedule.name=trapezoid
+      liif train --resume -o runs/liif-light --data photos --set iterations=2e5
 
     [bold]A small model from a large one, or a model from its own eight views:[/bold]
       liif train liif-light --data photos --teacher rdn-liif

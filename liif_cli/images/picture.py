@@ -24,6 +24,7 @@ class Picture:
     its thumbnail is gone. `xmp` is the packet. `format` is the source's, in Pillow's words ("PNG", "JPEG", "WEBP",
     ...). `dpi` is (horizontal, vertical). `lossless` says whether the source's compression kept every sample. `iptc` is
     what agencies write of a picture, as records of IIM. `texts` are a PNG file's, (keyword, text) each.
+    `jpeg_quality` is that of a JPEG file, about: 1 to 100.
     """
 
     pixels: Array
@@ -35,6 +36,7 @@ class Picture:
     lossless: bool = True
     iptc: bytes | None = None
     texts: tuple[tuple[str, str], ...] = ()
+    jpeg_quality: int | None = None
 
     @property
     def size(self) -> tuple[int, int]:

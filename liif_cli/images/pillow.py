@@ -172,7 +172,21 @@ def picture_of(image: Image.Image, name: str, file_format: str, orientation: int
         lossless=file_format not in ("JPEG", "WEBP", "AVIF", "HEIF"),
         iptc=metadata.iptc_in(info),
         texts=metadata.texts_in(info) if image.format == "PNG" else (),
+        jpeg_quality=_jpeg_quality(image) if file_format == "JPEG" else None,
     )
+
+
+# The sum of the table for luma that libjpeg (and the standard's annex K) has at quality 50.
+_TABLE_SUM = 3688
+
+
+def _jpeg_quality(image: Image.Image) -> int | None:
+    """The quality for which libjpeg would have made tables as coarse as a JPEG file's are, 1 to 100."""
+    tables = getattr(image, "quantization", None)
+    if not tables:
+        return None
+    percent: float = 100 * sum(tables[min(tables)]) / _TABLE_SUM
+    return min(100, max(1, round(100 - percent / 2 if percent <= 100 else 5000 / percent)))
 
 
 def raw_exif(image: Image.Image) -> bytes | None:

@@ -89,6 +89,7 @@ class Result(NamedTuple):
     frames: int = 1
     error: Exception | None = None
     skipped: bool = False
+    jpeg_quality: int | None = None  # of an input that is a JPEG file
 
 
 class Listener(Protocol):
@@ -484,8 +485,17 @@ class _Painting:
         finally:
             self._gone.set()
         seconds = time.perf_counter() - task.started
-        size = self.frames[0].size
-        return Result(task.job.source.path, task.output, size, task.size, seconds, len(self.frames), error)
+        first = self.frames[0]
+        return Result(
+            task.job.source.path,
+            task.output,
+            first.size,
+            task.size,
+            seconds,
+            len(self.frames),
+            error,
+            jpeg_quality=first.jpeg_quality,
+        )
 
     def _write_picture(self, path: Path, picture: Picture) -> None:
         options = self.options

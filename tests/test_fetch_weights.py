@@ -664,7 +664,7 @@ def test_a_folder_that_cannot_be_written_is_exit_5(tmp_path: Path, told: Told) -
 
 def test_verifying_reads_every_byte(cache: Path, told: Told) -> None:
     path = fetch.register(str(TINY), "mine", cache, told).path
-    assert [verdict.problem for verdict in fetch.verify([], cache)] == ["", "", ""]  # the bundled ones and this
+    assert [verdict.problem for verdict in fetch.verify([], cache)] == ["", "", "", ""]  # the bundled ones and this
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -707,7 +707,14 @@ def test_the_list_shows_every_model_and_where_it_is(fetch_weights: Liif) -> None
     shown = fetch_weights("--list")
     heads, *rows = shown.out.splitlines()
     assert heads.split() == ["NAME", "WHERE", "SIZE", "SCORES,", "dB", "LICENCE"]
-    assert [row.split()[0] for row in rows] == ["liif-light", "liif-base", "edsr-baseline-liif", "rdn-liif", "mine"]
+    assert [row.split()[0] for row in rows] == [
+        "liif-light",
+        "liif-base",
+        "liif-jpeg",
+        "edsr-baseline-liif",
+        "rdn-liif",
+        "mine",
+    ]
     for text in ("(default)", "bundled", "not fetched", "yours", "268.2 MB", "DIV2K x2 34.99", "BSD-3-Clause"):
         assert text in shown.out
     (row,) = map(json.loads, fetch_weights("--list", "--json", "rdn-liif").out.splitlines())

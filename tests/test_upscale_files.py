@@ -1,19 +1,25 @@
 """What is read, what it is called when it is written, and what is said about it."""
 
+import functools
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, Cli, photo, save
-from PIL import Image
+from PIL import Image, ImageCms
 
-from liif_cli import jobs
-from liif_cli.images import read_header
+from liif_cli import checkpoint, jobs
+from liif_cli.engine import Engine, joined
+from liif_cli.images import from_array, read, read_header, write
 from liif_cli.upscaler import Sizing
 
 
@@ -437,6 +443,21 @@ def test_a_format_that_stands_still_is_refused_for_animations(upscale: Cli, tmp_
     assert tree(tmp_path) == ["moving.gif"]
 
 
+def test_who_enlarges_coarse_jpegs_is_told_of_the_model_for_them(cli: Cli, tmp_path: Path) -> None:
+    for name, quality in (("fine", 95), ("coarse", 60)):
+        Image.fromarray(photo(24, 32)).save(tmp_path / f"{name}.jpg", quality=quality)
+    save(tmp_path / "none.png")
+    advice = "; -m liif-jpeg is the model for such, and leaves their blocks behind\n"
+    go = functools.partial(cli, "upscale", "--scale", "2", "--overwrite")
+    assert go("fine.jpg", "none.png").err.count("liif-jpeg") == 0
+    assert go("coarse.jpg").err == "liif: coarse.jpg: is a JPEG file of quality 60, about" + advice
+    ran = go("coarse.jpg", "fine.jpg", "none.png")
+    assert ran.err.endswith("liif: 1 of 3 pictures are JPEG files of a quality below 93" + advice)
+    for options in (["-q"], ["-m", "liif-jpeg"], ["-m", "liif-light"]):
+        ran = go("coarse.jpg", *options)
+        assert (ran.code, ran.err) == (0, "")
+
+
 def test_animations_through_pipes_keep_their_format(upscale: Cli, tmp_path: Path) -> None:
     animate(tmp_path / "moving.gif")
     ran = upscale("-", "--scale", "2", stdin=(tmp_path / "moving.gif").read_bytes())
@@ -522,3 +543,64 @@ def test_still_pictures_are_not_opened_to_name_their_outputs(tmp_path: Path, mon
     plan = jobs.plan_jobs([jobs.Source(path) for path in (*still, *moving)], options)
     assert opened == moving
     assert [job.extension for job in plan.jobs] == [".png", ".png", ".webp", ".avif", ".gif", ".png"]
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif"])
+def test_what_a_photograph_carries_comes_along_unless_it_is_stripped(
+    upscale: Cli, tmp_path: Path, extension: str
+) -> None:
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    iptc = b"\x1c\x02\x78\x00\x09A caption"
+    source = replace(from_array(photo(20, 30)), icc=icc, xmp=b"<x:xmpmeta/>", iptc=iptc, dpi=(300.0, 300.0))
+    exif = Image.Exif()
+    exif[0x010F] = "A maker"
+    write(tmp_path / "photo.jpg", source.pixels, replace(source, exif=exif.tobytes()))
+    options = ["--scale", "2", "--format", extension, "--overwrite"]
+    assert upscale("photo.jpg", *options).code == 0
+    kept = read(tmp_path / f"photo_x2.{extension}")
+    assert (kept.icc, kept.xmp, kept.iptc, kept.dpi) == (icc, b"<x:xmpmeta/>", iptc, (300.0, 300.0))
+    assert b"A maker" in (kept.exif or b"")
+    assert upscale("photo.jpg", *options, "--strip").code == 0
+    bare = read(tmp_path / f"photo_x2.{extension}")
+    assert (bare.icc, bare.exif, bare.xmp, bare.iptc) == (icc, None, None, None)
+    assert np.array_equal(bare.pixels, kept.pixels)
+
+
+def test_direct_asks_the_network_for_every_pixel(upscale: Cli, tmp_path: Path) -> None:
+    pixels = photo(9, 12)
+    save(tmp_path / "photo.png", pixels)
+    options = ["photo.png", "--scale", "8", "--precision", "float32", "--device", "cpu"]
+    assert upscale(*options, "-o", "far.png").code == 0
+    assert upscale(*options, "-o", "direct.png", "--direct").code == 0
+    far, direct = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("far", "direct"))
+    engine = Engine(checkpoint.load(TINY), torch.device("cpu"), torch.float32, 2**30)
+    painted = joined(engine.bands(pixels, (72, 96)), 72)
+    assert np.abs(direct - np.clip(painted, 0, 1) * 255).max() <= 0.51
+    assert np.abs(direct - far).max() > 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is Linux's to tell")
+def test_memory_limits_the_whole_process(tmp_path: Path) -> None:
+    save(tmp_path / "photo.png", photo(500, 500))
+    program = (
+        "import re, sys, pathlib\nfrom liif_cli.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print(re.search(r'VmHWM:\\s+(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])"
+    )
+    line = [
+        "upscale",
+        tmp_path / "photo.png",
+        "--scale",
+        "12",
+        "-m",
+        TINY,
+        "--memory",
+        "600M",
+        "-o",
+        tmp_path / "a.png",
+    ]
+    ran = subprocess.run([sys.executable, "-c", program, *map(str, line)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout.splitlines()[-1]) * 1024 <= 600 * 2**20  # the output alone, as it is read, is 108 MB
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (6000, 6000)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 NARROW = 80  # columns; below, the bar gives way to the words
 NAMED_FAILURES = 20
+COARSE_JPEG = 93  # below about this quality liif-jpeg is better, measured at x2 to x4
 
 
 class Report:
@@ -102,6 +103,19 @@ class Report:
             else:
                 complain(summary_line(self.results, self.count))
 
+    def advise(self) -> None:
+        """Name the model for JPEG files where the default had coarse ones to enlarge."""
+        coarse = [
+            result for result in self.results if result.error is None and (result.jpeg_quality or 100) < COARSE_JPEG
+        ]
+        if not coarse or self.quiet or self.model != "default":
+            return
+        if self.count == 1:
+            seen = f"{_name(coarse[0].source)}: is a JPEG file of quality {coarse[0].jpeg_quality}, about"
+        else:
+            seen = f"{len(coarse)} of {self.count} pictures are JPEG files of a quality below {COARSE_JPEG}"
+        complain(f"{seen}; -m liif-jpeg is the model for such, and leaves their blocks behind")
+
     def interrupted(self, *, overwrite: bool) -> None:
         """Say what became of the batch before it was stopped, and how to go on where that does not ``overwrite``."""
         if self.count > 1:
@@ -145,9 +159,13 @@ def complain(text: str) -> None:
     print(f"liif: {text}", file=sys.stderr, flush=True)
 
 
+def _name(source: Path) -> str:
+    return "standard input" if str(source) == "-" else str(source)
+
+
 def words(source: Path, error: Exception) -> str:
     """One line for an error, which names the input."""
-    name = "standard input" if str(source) == "-" else str(source)
+    name = _name(source)
     if isinstance(error, LiifError):
         text = " ".join(str(error).split())
         # An output's name says enough, and comes first in its errors.

@@ -358,6 +358,7 @@ def _run(
         report.interrupted(overwrite=options.overwrite)
         raise
     report.summary()
+    report.advise()
     return exit_code(results)
 
 

@@ -4,6 +4,7 @@
 
 docs/before-after.png: details of NASA's portrait of Eileen Collins, bicubic and liif.
 docs/scales.png: details at x2.7, x4 and x8: bicubic, liif, the truth.
+docs/jpeg.png: details of the portrait, saved as JPEG before: bicubic, liif, liif with liif-jpeg.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import skimage.data
 from PIL import Image
 
 import liif_cli
+from liif_cli.jpeg import through_jpeg
 
 DOCS = Path(__file__).parents[1] / "docs"
 GAP = 8
 PORTRAIT_SCALE = 4
 PORTRAIT_DETAILS = [(28, 85, 73, 145), (173, 50, 218, 110)]  # top, left, bottom, right, in the halved portrait
+JPEG_QUALITY = 75
 DETAIL_PX = 288  # side of a detail of the truth
 # Chelsea the cat (CC0, Stefan van der Walt), a cup of coffee (CC0, Rachel Michetti), the portrait again (NASA): scale,
 # picture, top and left of the detail.
@@ -58,6 +61,17 @@ def before_after(model: liif_cli.upscaler.Upscaler) -> None:
     save(rows, "before-after.png")
 
 
+def compressed(*models: liif_cli.upscaler.Upscaler) -> None:
+    small = Image.fromarray(through_jpeg(np.asarray(Image.fromarray(skimage.data.astronaut()).reduce(2)), JPEG_QUALITY))
+    fields = [model.encode(small) for model in models]
+    rows = []
+    for top, left, bottom, right in PORTRAIT_DETAILS:
+        size = ((bottom - top) * PORTRAIT_SCALE, (right - left) * PORTRAIT_SCALE)
+        crop = small.resize((size[1], size[0]), Image.Resampling.BICUBIC, (left, top, right, bottom))
+        rows.append(beside(crop, *(field.render(size=size, box=(top, left, bottom, right)) for field in fields)))
+    save(rows, "jpeg.png")
+
+
 def scales(model: liif_cli.upscaler.Upscaler) -> None:
     rows = []
     for scale, load, top, left in DETAILS:
@@ -76,6 +90,7 @@ def main() -> None:
     model = liif_cli.load("default")
     before_after(model)
     scales(model)
+    compressed(model, liif_cli.load("liif-jpeg"))
 
 
 if __name__ == "__main__":

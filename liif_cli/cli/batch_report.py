@@ -111,10 +111,10 @@ class Report:
         if not coarse or self.quiet or self.model != "default":
             return
         if self.count == 1:
-            seen = f"{_name(coarse[0].source)}: is a JPEG file of quality {coarse[0].jpeg_quality}, about"
+            seen = f"{_name(coarse[0].source)}: is a JPEG file of quality {coarse[0].jpeg_quality} or so"
         else:
             seen = f"{len(coarse)} of {self.count} pictures are JPEG files of a quality below {COARSE_JPEG}"
-        complain(f"{seen}; -m liif-jpeg is the model for such, and leaves their blocks behind")
+        complain(f"{seen}; -m liif-jpeg is made for such: it removes their blocks, which the default enlarges")
 
     def interrupted(self, *, overwrite: bool) -> None:
         """Say what became of the batch before it was stopped, and how to go on where that does not ``overwrite``."""

@@ -49,27 +49,20 @@ def save(rows: list[np.ndarray], name: str) -> None:
     print(DOCS / name, sheet.shape)
 
 
-def before_after(model: liif_cli.upscaler.Upscaler) -> None:
+def portrait() -> Image.Image:
     # Halved first: the portrait is soft at its own size, and what upscalers are given is small and sharp.
-    small = Image.fromarray(skimage.data.astronaut()).reduce(2)
-    field = model.encode(small)
-    rows = []
-    for top, left, bottom, right in PORTRAIT_DETAILS:
-        size = ((bottom - top) * PORTRAIT_SCALE, (right - left) * PORTRAIT_SCALE)
-        crop = small.resize((size[1], size[0]), Image.Resampling.BICUBIC, (left, top, right, bottom))
-        rows.append(beside(crop, field.render(size=size, box=(top, left, bottom, right))))
-    save(rows, "before-after.png")
+    return Image.fromarray(skimage.data.astronaut()).reduce(2)
 
 
-def compressed(*models: liif_cli.upscaler.Upscaler) -> None:
-    small = Image.fromarray(through_jpeg(np.asarray(Image.fromarray(skimage.data.astronaut()).reduce(2)), JPEG_QUALITY))
+def details(small: Image.Image, models: list[liif_cli.upscaler.Upscaler], name: str) -> None:
+    """Details of the portrait, enlarged by bicubic and by each model."""
     fields = [model.encode(small) for model in models]
     rows = []
     for top, left, bottom, right in PORTRAIT_DETAILS:
         size = ((bottom - top) * PORTRAIT_SCALE, (right - left) * PORTRAIT_SCALE)
         crop = small.resize((size[1], size[0]), Image.Resampling.BICUBIC, (left, top, right, bottom))
         rows.append(beside(crop, *(field.render(size=size, box=(top, left, bottom, right)) for field in fields)))
-    save(rows, "jpeg.png")
+    save(rows, name)
 
 
 def scales(model: liif_cli.upscaler.Upscaler) -> None:
@@ -88,9 +81,10 @@ def scales(model: liif_cli.upscaler.Upscaler) -> None:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     model = liif_cli.load("default")
-    before_after(model)
+    details(portrait(), [model], "before-after.png")
     scales(model)
-    compressed(model, liif_cli.load("liif-jpeg"))
+    coarse = Image.fromarray(through_jpeg(np.asarray(portrait()), JPEG_QUALITY))
+    details(coarse, [model, liif_cli.load("liif-jpeg")], "jpeg.png")
 
 
 if __name__ == "__main__":

@@ -363,3 +363,9 @@ def test_the_address_is_told_when_nobody_answers(tmp_path: Path) -> None:
     source = Source("archive", "http://127.0.0.1:9/archive.tar", ("set5",))
     with pytest.raises(InputError, match=r"archive: not fetched: 127\.0\.0\.1: .*unpack http://127\.0\.0\.1:9"):
         fetch(source, tmp_path, Notes())
+
+
+def test_the_pictures_that_say_a_set_is_there_are_fetched_last() -> None:
+    for known in KNOWN:
+        names = [source.name for source in fetching.sources() if known in source.sets]
+        assert names[-1] in ("benchmark", "DIV2K_valid_HR")

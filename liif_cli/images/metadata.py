@@ -166,10 +166,9 @@ def resized_xmp(xmp: bytes | None, size: tuple[int, int]) -> bytes | None:
 # IPTC's records travel as one of Photoshop's resources: "8BIM", number, name, length, content; all of even length.
 _RESOURCE, _IPTC_RESOURCE, _IPTC_START = b"8BIM", 0x0404, b"\x1c"
 _RAW_PROFILE = "Raw profile type "  # what ImageMagick began, and others read, where PNG has no chunk of its own
-PNG_XMP_HEADER = b"XML:com.adobe.xmp\0\0\0\0\0"
-"""What an XMP chunk, iTXt, of a PNG file begins with: keyword, no compression, no language, no translation."""
+_XMP_KEYWORD = "XML:com.adobe.xmp"
 # Texts that are carried otherwise, or speak of the pixels that were.
-_NOT_CARRIED = ("XML:com.adobe.xmp", _RAW_PROFILE, "Thumb::", "exif:", "tiff:", "png:")
+_NOT_CARRIED = (_XMP_KEYWORD, _RAW_PROFILE, "Thumb::", "exif:", "tiff:", "png:")
 
 
 def iptc_resource(iptc: bytes) -> bytes:
@@ -222,7 +221,8 @@ def png_texts(like: Picture) -> list[tuple[bytes, bytes]]:
     """Return the chunks of a PNG file, (name, content), that hold XMP, IPTC and texts."""
     chunks = []
     if like.xmp is not None:
-        chunks.append((b"iTXt", PNG_XMP_HEADER + like.xmp))
+        # Behind the keyword: no compression, no language, no translation.
+        chunks.append((b"iTXt", _XMP_KEYWORD.encode() + bytes(5) + like.xmp))
     if like.iptc is not None:
         resource = iptc_resource(like.iptc)
         digits = resource.hex()

@@ -10,8 +10,12 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from liif_cli.cli import main as command_line
+    from liif_cli.cli.stopping import leave
 
-    command_line()
+    try:
+        command_line()
+    except SystemExit as ended:
+        leave(ended)
 
 
 if __name__ == "__main__":

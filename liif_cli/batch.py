@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import queue
 import shutil
 import sys
@@ -219,7 +220,7 @@ class _Batch:
         """Stop what is not done: an unfinished picture is discarded, one that only has to be written is finished."""
         for painting, _ in self.paintings:
             painting.give_up()
-        # The writer is waited for, because it tidies up; the reader is not, because it may wait for a pipe for ever.
+        # The writer is waited for, because it tidies up; the reader only for a moment, because it may wait for a pipe.
         self.reader.close()
         self.writer.close()
         whole = {future: painting.task.job for painting, future in self.paintings if painting.complete}
@@ -227,6 +228,7 @@ class _Batch:
             with suppress(OSError):  # as below
                 self.listener.finishing(whole[future])
         self.writer.join()
+        self.reader.join(LOOK_S)
         for painting, future in self.paintings:
             if painting.complete and future.done() and future.exception() is None:
                 with suppress(OSError, LiifError):  # whoever listens may be why this is the end
@@ -250,9 +252,10 @@ class _Worker:
         """Let the thread end after what it has before it."""
         self._tasks.put(None)
 
-    def join(self) -> None:
+    def join(self, limit_s: float = math.inf) -> None:
         """Wait until it has ended, in short steps, so that signals are heard."""
-        while self._thread.is_alive():
+        limit = time.monotonic() + limit_s
+        while self._thread.is_alive() and time.monotonic() < limit:
             self._thread.join(LOOK_S)
 
     def _work(self) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
+import queue
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 _SHOW_CURSOR = "\x1b[?25h"  # progress bars hide it
+# Where locks are taken in one step and made sure to be given back in the next. An exception in between leaves them
+# taken, and the thread that wants one next waits for ever.
+_LOCKING = (threading.__file__, queue.__file__, str(Path(concurrent.futures.__file__).parent))
 
 
 class Stopped(KeyboardInterrupt):
@@ -36,8 +42,45 @@ def is_asked() -> bool:
     return bool(_heard)
 
 
-def _say_unless_stopped(lost: sys.UnraisableHookArgs) -> None:
-    if not isinstance(lost.exc_value, Stopped):
+def _outside_of_locks(frame: FrameType | None) -> FrameType | None:
+    """The frame itself; where it handles locks, the one that called for that."""
+    outside = frame
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_LOCKING):
+            outside = frame.f_back
+        frame = frame.f_back
+    return outside
+
+
+def _raise_in(frame: FrameType | None, stopped: Stopped) -> None:
+    """Raise in a frame of this thread as soon as it goes on."""
+
+    def go_on(frame: FrameType, event: str, argument: Any) -> None:
+        sys.settrace(None)
+        raise stopped
+
+    if frame is not None:
+        frame.f_trace = go_on
+        sys.settrace(lambda *_: None)
+
+
+def leave(ended: SystemExit) -> NoReturn:
+    """End the program; at once where a thread of ours still reads or writes, since in an interpreter that is being
+    taken apart the libraries it is in would abort."""
+    code = ended.code if isinstance(ended.code, int) else 0
+    if any(thread.name.startswith("liif-") for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _not_lost(lost: sys.UnraisableHookArgs) -> None:
+    """What was raised while an object was being destroyed, where Python ignores it, is raised after that."""
+    if isinstance(lost.exc_value, Stopped):
+        _raise_in(_outside_of_locks(sys._getframe().f_back), lost.exc_value)
+    else:
         sys.__unraisablehook__(lost)
 
 
@@ -57,7 +100,10 @@ def stoppable() -> Iterator[None]:
                 os.write(sys.stderr.fileno(), _SHOW_CURSOR.encode())
             os._exit(128 + number)
         _heard.append(Stopped(number))
-        raise _heard[0]
+        outside = _outside_of_locks(frame)
+        if outside is frame:
+            raise _heard[0]
+        _raise_in(outside, _heard[0])
 
     before: dict[int, Any] = {}
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -65,7 +111,7 @@ def stoppable() -> Iterator[None]:
         # What is ignored from the start, as nohup and shells' background jobs have it, stays ignored.
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, stop)
-    silenced, sys.unraisablehook = sys.unraisablehook, _say_unless_stopped
+    silenced, sys.unraisablehook = sys.unraisablehook, _not_lost
     try:
         yield
     finally:

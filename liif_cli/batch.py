@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 
-from liif_cli.engine import Size, is_out_of_memory, joined
+from liif_cli.engine import MIB, Size, is_out_of_memory, joined
 from liif_cli.errors import LiifError, MemoryBudgetError, OutputError
 from liif_cli.files import cannot_write, is_file, is_folder
 from liif_cli.images import (
@@ -137,6 +137,8 @@ class _Batch:
         self.options = options
         self.listener = listener
         self.limit_process = limit_process
+        # What the process may take, where somebody said so.
+        self.limit_bytes = upscaler.memory_bytes if limit_process and upscaler.device.type == "cpu" else None
         self.results: list[Result] = []
         self.failed = False
         self.reader = _Worker("read")
@@ -162,9 +164,11 @@ class _Batch:
     def read(self, job: Job, *, ahead: bool = True) -> Future[_Read]:
         if job.source.path == STANDARD:
             # By this thread: another could not be interrupted while it waits for what may never come.
-            return _done(_guarded(lambda: _read(job, self.options, standard_input(), None)))
+            return _done(_guarded(lambda: _read(job, self.options, standard_input(), None, self.limit_bytes)))
         most = int(self.upscaler.working_bytes() * AHEAD_SHARE) if ahead else None
-        return self.reader.submit(lambda: _guarded(lambda: _read(job, self.options, job.source.path, most)))
+        return self.reader.submit(
+            lambda: _guarded(lambda: _read(job, self.options, job.source.path, most, self.limit_bytes))
+        )
 
     def paint(self, job: Job, picture: _Read) -> None:
         started = time.perf_counter()
@@ -304,7 +308,9 @@ class _Later(NamedTuple):
 _Read = Picture | Animation | _There | _Later | Exception
 
 
-def _read(job: Job, options: Options, source: Path | io.BytesIO, most_bytes: int | None) -> _Read:
+def _read(
+    job: Job, options: Options, source: Path | io.BytesIO, most_bytes: int | None, limit_bytes: int | None
+) -> _Read:
     if job.source.problem is not None:
         raise job.source.problem
     limit = options.max_pixels
@@ -313,12 +319,17 @@ def _read(job: Job, options: Options, source: Path | io.BytesIO, most_bytes: int
         return _There(output)
     if isinstance(source, Path) and (content := pipe(source)) is not None:
         source, most_bytes = content, None  # it does not come again
-    if output is None or most_bytes is not None:
+    if output is None or most_bytes is not None or limit_bytes is not None:
         header = read_header(_from_start(source), max_pixels=limit)
     if output is None and header is not None:
         output = job.output(options, output_size(header.size, options))
         if output is not None and _is_done(output, options):
             return _There(output)
+    if header is not None and limit_bytes is not None and header.bytes > limit_bytes:
+        raise MemoryBudgetError(
+            f"{job.source.path}: its pixels alone take {-(-header.bytes // MIB)} MiB, and --memory allows"
+            f" {limit_bytes // MIB} MiB; raise it"
+        )
     if header is not None and most_bytes is not None and header.bytes > most_bytes:
         return _Later()
     if header is None or header.frames > 1:
@@ -383,7 +394,13 @@ class _Painting:
         if limit_process and on_host:
             total = int(within_process(total) * (1 - AHEAD_SHARE))
         if on_host and upscaler.memory_bytes is not None:
-            total = max(0, total - layers_bytes(like))
+            beside = layers_bytes(like)
+            if beside >= total:
+                raise MemoryBudgetError(
+                    f"{task.job.source.path}: needs {-(-beside // MIB)} MiB beside its pixels, and --memory leaves"
+                    f" {total // MIB} MiB; raise it"
+                )
+            total -= beside
         host = total if on_host else min(default_bytes(torch.device("cpu")), upscaler.memory_bytes or MOST_BYTES)
         self.writer_bytes = int(host * WRITER_SHARE)
         self.engine_bytes = total - self.writer_bytes if on_host else total

@@ -39,7 +39,6 @@ from liif_cli.upscaler import Sizing
 STANDARD = Path("-")  # standard input or output
 # Pictures that may move keep their format, where none is asked for; all others become PNG.
 OWN_EXTENSION = {"GIF": ".gif", "WEBP": ".webp", "AVIF": ".avif"}
-_MAY_MOVE = (".gif", ".webp", ".png", ".apng", ".avif")
 
 
 class Source(NamedTuple):
@@ -289,7 +288,7 @@ def _natural_extension(source: Source) -> str | None:
     if source.path == STANDARD:
         return None
     path = source.path
-    if path.suffix.lower() in _MAY_MOVE and source.problem is None and is_file(path) and may_move(path):
+    if source.problem is None and is_file(path) and may_move(path):
         try:
             header = read_header(path, max_pixels=None)
         except InputError:
@@ -426,22 +425,28 @@ def preview(job: Job, options: Options) -> Preview:
     try:
         if job.source.problem is not None:
             raise job.source.problem
+        output = job.output(options, None)
+        if output is not None and _stays(output, options):
+            return Preview(path, output, None, None, skipped=True)
         content = standard_input() if path == STANDARD else pipe(path) or path
         header = read_header(content, max_pixels=options.max_pixels)
     except LiifError as error:
         return Preview(path, None, None, None, error=error)
-    output: Path | None = None
     size: Size | None = None
     try:
         size = output_size(header.size, options)
         output = job.output(options, size)
         assert output is not None
-        if options.skip_existing and output != STANDARD and is_file(output):
+        if _stays(output, options):
             return Preview(path, output, header.size, size, header.frames, skipped=True)
         _check_preview(content, output, size, header, options)
     except LiifError as error:
         return Preview(path, output, header.size, size, header.frames, error=error)
     return Preview(path, output, header.size, size, header.frames)
+
+
+def _stays(output: Path, options: Options) -> bool:
+    return options.skip_existing and output != STANDARD and is_file(output)
 
 
 def output_size(image: Size, options: Options) -> Size:

@@ -574,7 +574,8 @@ def test_cmyk_with_a_fifth_channel_is_refused_rather_than_made_opaque(tmp_path: 
 def test_what_announces_more_behind_the_picture_is_left_out_of_xmp() -> None:
     xmp = (
         b'<rdf:Description tiff:Orientation="1" hdrgm:Version="1.0" GCamera:MotionPhoto="1"'
-        b" GCamera:MotionPhotoVersion='1' dc:format='image/jpeg'>\n<Container:Directory><rdf:Seq><rdf:li"
+        b" GCamera:MotionPhotoVersion='1' xmpNote:HasExtendedXMP='0123456789ABCDEF' dc:format='image/jpeg'>\n"
+        b"<Container:Directory><rdf:Seq><rdf:li"
         b' Item:Semantic="GainMap"/></rdf:Seq></Container:Directory><hdrgm:GainMapMax>3</hdrgm:GainMapMax>'
         b"<dc:title>Sea</dc:title></rdf:Description>"
     )
@@ -675,3 +676,159 @@ def test_heic_is_read_upright_with_what_it_carries(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif.load(picture.exif)
     assert (exif[0x010F], exif[ORIENTATION]) == ("A maker", 1)
+
+
+def moving_png(frames: list[tuple[np.ndarray, int, int, int, int]], size: int, palette: bytes = b"") -> bytes:
+    """An APNG file of a square canvas: of each frame pixels (h, w, channels), left, top, blend and disposal."""
+    kind = 3 if palette else {1: 0, 3: 2, 4: 6}[frames[0][0].shape[2]]
+    parts = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, 8, kind, 0, 0, 0)), palette]
+    parts.append(chunk(b"acTL", struct.pack(">II", len(frames), 0)))
+    number = 0
+    for index, (pixels, left, top, blend, disposal) in enumerate(frames):
+        height, width = pixels.shape[:2]
+        control = struct.pack(">IIIIIHHBB", number, width, height, left, top, 1, 10, disposal, blend)
+        rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+        parts.append(chunk(b"fcTL", control))
+        name, before = (b"fdAT", struct.pack(">I", number + 1)) if index else (b"IDAT", b"")
+        parts.append(chunk(name, before + zlib.compress(rows)))
+        number += 2 if index else 1
+    return b"".join([*parts, chunk(b"IEND", b"")])
+
+
+@pytest.mark.parametrize("disposal", [0, 1, 2], ids=["stays", "cleared", "previous"])
+@pytest.mark.parametrize("backdrop", [(250, 10, 10, 255), (0, 0, 0, 0), (10, 20, 250, 90)])
+def test_the_frames_of_a_moving_png_are_laid_over_each_other(backdrop: tuple, disposal: int) -> None:
+    def filled(side: int, colour: tuple) -> np.ndarray:
+        return np.full((side, side, 4), colour, np.uint8)
+
+    def over(above: tuple, below: tuple) -> np.ndarray:
+        """Porter and Duff, 1984, for colours that are not multiplied by their alpha."""
+        (a, b), (c, d) = ((np.array(colour[:3]), colour[3] / 255) for colour in (above, below))
+        alpha = b + d * (1 - b)
+        mixed = (a * b + c * d * (1 - b)) / alpha
+        return np.array([*mixed, 255 * alpha])
+
+    veil, dot = (0, 255, 0, 128), (9, 8, 7, 60)
+    frames = [
+        (filled(8, backdrop), 0, 0, 0, 0),
+        (filled(4, veil), 1, 2, 1, disposal),
+        (filled(2, dot), 2, 3, 1, 0),
+        (filled(3, dot), 0, 0, 0, 0),
+    ]
+    animation = read_animation(moving_png(frames, 8))
+    assert animation is not None
+    seen = [frame.pixels.astype(float) for frame in animation.frames]
+    once = over(veil, backdrop)
+    left = {0: once, 1: (0, 0, 0, 0), 2: backdrop}[disposal]
+    assert np.abs(seen[1][3, 2] - once).max() <= 1
+    assert np.abs(seen[1][0, 0] - backdrop).max() == 0
+    assert np.abs(seen[2][5, 4] - left).max() <= 1
+    twice = over(dot, tuple(left))
+    assert np.abs(seen[2][3, 2] - twice).max() <= 2
+    assert np.abs(seen[3][1, 1] - dot).max() == 0
+    assert np.abs(seen[3][4, 3] - twice).max() <= 2
+
+
+def test_what_a_moving_png_with_a_palette_clears_is_transparent() -> None:
+    palette = chunk(b"PLTE", bytes([255, 0, 0, 0, 0, 255])) + chunk(b"tRNS", b"\xff\x80")
+    one, other = np.zeros((8, 8, 1), np.uint8), np.ones((2, 2, 1), np.uint8)
+    animation = read_animation(moving_png([(one, 0, 0, 0, 1), (other, 1, 1, 0, 0)], 8, palette))
+    assert animation is not None
+    first, second = (frame.pixels for frame in animation.frames)
+    assert first[0, 0].tolist() == [255, 0, 0, 255]
+    assert second[0, 0, 3] == 0
+    assert second[1, 1].tolist() == [0, 0, 255, 128]
+
+
+def test_a_frame_that_reaches_beyond_the_screen_of_a_gif_ends_with_it() -> None:
+    frames = [Image.fromarray(np.full((6, 8), value, np.uint8)) for value in (10, 200)]
+    content = bytearray(encode(frames[0], "GIF", save_all=True, append_images=frames[1:], disposal=2))
+    at = content.rindex(b"\x2c\0\0\0\0\x08\0\x06\0")  # the second frame's place and size
+    content[at + 1 : at + 5] = struct.pack("<HH", 3, 2)
+    animation = read_animation(bytes(content))
+    assert animation is not None
+    assert [frame.size for frame in animation.frames] == [(6, 8), (6, 8)]
+    assert animation.frames[1].pixels[4, 5, 0] == 200
+
+
+def with_extra(path: Path, channels: int, kinds: list[str], photometric: str) -> Path:
+    pixels = np.full((6, 7, channels), 80, np.uint8)
+    pixels[..., : channels - len(kinds)] = 200
+    pixels[..., channels - len(kinds) :] = [[10, 60, 110][: len(kinds)]]
+    tifffile.imwrite(path, pixels, photometric=photometric, extrasamples=kinds)
+    return path
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
+@pytest.mark.parametrize(
+    ("kinds", "alpha"),
+    [
+        (["unassalpha"], 10),
+        (["unspecified"], None),  # a saved selection
+        (["unspecified", "unassalpha"], 60),
+        (["unassalpha", "unspecified"], 10),
+        (["unspecified", "unspecified", "unspecified"], None),
+    ],
+)
+def test_of_a_tiff_only_the_channels_that_are_seen_are_read(
+    tmp_path: Path, photometric: str, kinds: list[str], alpha: int | None
+) -> None:
+    colours = 3 if photometric == "rgb" else 1
+    path = with_extra(tmp_path / "a.tif", colours + len(kinds), kinds, photometric)
+    picture, header = read(path), read_header(path)
+    assert picture.channels == header.channels == colours + (alpha is not None)
+    assert (picture.colour == 200).all()
+    assert alpha is None or (picture.alpha == alpha).all()
+
+
+def test_tiffs_of_rare_compression_are_read_and_rare_depths_are_not_called_damaged(tmp_path: Path) -> None:
+    pixels = corners()
+    for compression in ("zstd", "lzma"):
+        path = tmp_path / f"{compression}.tif"
+        Image.fromarray(pixels).save(path, compression=compression)
+        assert np.array_equal(read(path).pixels, pixels)
+        assert read_header(path).channels == 3
+    # Twelve bits a sample, as cameras of microscopes have it.
+    tags = [(256, 4), (257, 2), (258, 12), (259, 1), (262, 1), (273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, 2), (279, 12)]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    (tmp_path / "deep.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + bytes(12))
+    with pytest.raises(InputError, match=r"deep.tif: is of a kind that cannot be decoded here .*convert it"):
+        read(tmp_path / "deep.tif")
+
+
+def test_large_tiffs_are_not_unpacked_into_a_file_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(
+        tmp_path / "large.tif", np.zeros((3000, 6000, 3), np.uint16), photometric="rgb", compression="zlib"
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))  # where libvips would put more than 100 MB
+    assert read(tmp_path / "large.tif").size == (3000, 6000)
+
+
+def test_xmp_that_imagemagick_put_into_a_png_is_read() -> None:
+    digits = XMP.hex()
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Raw profile type xmp", f"\nxmp\n{len(XMP):8}\n{digits}\n", zip=True)
+    picture = read(encode(Image.fromarray(corners()), "PNG", pnginfo=info))
+    assert picture.xmp == XMP.replace(b'"6"', b'"1"')
+    assert picture.size == (40, 24)
+
+
+@pytest.mark.parametrize("keyword", ["transparency", "default_image", "duration"])
+def test_a_text_of_a_png_may_be_called_as_pillow_calls_its_own(keyword: str) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text(keyword, "a text")
+    content = encode(Image.fromarray(corners()), "PNG", pnginfo=info)
+    assert np.array_equal(read(content).pixels, corners())
+    assert read_header(content).channels == 3
+
+
+@pytest.mark.parametrize("alpha", [0, 7])
+def test_a_bitmap_whose_alpha_is_nowhere_set_is_opaque(alpha: int) -> None:
+    pixels = np.concatenate([corners(), np.full((24, 40, 1), alpha, np.uint8)], axis=2)
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, 40, 24, 1, 32, 3, 0, 0, 0, 0, 0) + masks + bytes(108 - 40 - 16)
+    rows = np.ascontiguousarray(pixels[::-1][..., [2, 1, 0, 3]]).tobytes()
+    content = b"BM" + struct.pack("<IHHI", 14 + 108 + len(rows), 0, 0, 14 + 108) + header + rows
+    picture = read(content)
+    assert picture.channels == (4 if alpha else 3)
+    assert np.array_equal(picture.colour, corners())

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, Cli, photo, save
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from liif_cli import checkpoint
 
@@ -343,6 +343,22 @@ def test_what_standard_output_cannot_be_is_known_to_the_preview(upscale: Cli, tm
         assert "PNG has no loss to choose" in ran.err
 
 
+def test_what_a_picture_carries_is_known_to_the_preview(upscale: Cli, tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", "<x>" + 70_000 * "a" + "</x>")
+    save(tmp_path / "words.png", pnginfo=info)
+    for options in (["--dry-run"], []):
+        ran = upscale("words.png", "--scale", "2", "--format", "jpg", *options)
+        assert ran.code == 5
+        assert "bytes of XMP" in ran.err
+    save(tmp_path / "there.png")
+    assert upscale("there.png", "--scale", "2").code == 0
+    (tmp_path / "there.png").write_text("no picture")
+    for options in (["--dry-run"], []):
+        ran = upscale("there.png", "--scale", "2", "--skip-existing", *options)
+        assert (ran.code, ran.out) == (0, "there_x2.png  already exists, skipped\n")
+
+
 def test_a_preview_knows_that_folders_in_folders_are_made(upscale: Cli, tmp_path: Path) -> None:
     save(tmp_path / "photo.png")
     for options in (["--dry-run"], []):
@@ -386,6 +402,18 @@ def test_outputs_are_not_replaced_unless_asked(upscale: Cli, tmp_path: Path) -> 
     assert upscale("photo.png", "--scale", "2", "--overwrite").code == 0
     with Image.open(output) as image:
         assert image.size == (64, 48)
+
+
+def test_pixels_that_are_more_than_the_memory_are_not_read(upscale: Cli, tmp_path: Path) -> None:
+    Image.new("RGB", (30_000, 20_000)).save(tmp_path / "large.png")
+    ran = upscale("large.png", "--width", "100", "--memory", "1G", "--max-pixels", "1000000000")
+    assert ran.code == 4
+    assert ran.err == "liif: large.png: its pixels alone take 1717 MiB, and --memory allows 1024 MiB; raise it\n"
+    pixels = np.random.default_rng(0).integers(0, 256, (3000, 3000, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "veil.png", compress_level=1)
+    ran = upscale("veil.png", "--width", "100", "--memory", "500M")
+    assert ran.code == 4
+    assert "veil.png: needs 241 MiB beside its pixels, and --memory leaves" in ran.err
 
 
 def test_what_does_not_fit_into_memory_exits_4(upscale: Cli, tmp_path: Path) -> None:

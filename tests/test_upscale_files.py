@@ -309,6 +309,13 @@ def test_results_come_in_the_order_of_the_inputs(upscale: Cli, tmp_path: Path) -
     assert [record["input"] for record in records(ran.out)] == [f"{number}.png" for number in range(8)]
 
 
+def test_an_animation_keeps_its_format_whatever_its_name_says(upscale: Cli, tmp_path: Path) -> None:
+    frames = [Image.fromarray(photo(8, 9, seed=seed)) for seed in range(2)]
+    frames[0].save(tmp_path / "film.jpg", "GIF", save_all=True, append_images=frames[1:])
+    ran = upscale("film.jpg", "--scale", "2")
+    assert ran.out.startswith("film_x2.gif  18x16 from 9x8, 2 frames")
+
+
 def test_a_preview_writes_nothing_and_tells_the_truth(upscale: Cli, tmp_path: Path, photos: Path) -> None:
     (photos / "broken.png").write_text("no picture")
     save(photos / "b_x3.png")

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from liif_cli.errors import InputError, OutputError
 from liif_cli.files import atomic_path, cannot_write
@@ -69,15 +69,59 @@ def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXEL
                 return None
             check_pixels(file.name, image.size[0] * image.size[1] * (count - first), max_pixels)
             frames, durations = [], []
+            canvas = np.zeros((image.size[1], image.size[0], 4), np.uint8)
             for index in range(first, count):
                 image.seek(index)
+                how = _taken_over(image) if isinstance(image, PngImagePlugin.PngImageFile) else None
                 image.load()
                 durations.append(_duration_ms(image.info.get("duration")))
                 turned = None if image.format == "AVIF" else 1  # in the others nobody heeds EXIF's orientation
-                frames.append(picture_of(image, file.name, str(image.format), turned))
+                frame = picture_of(image, file.name, str(image.format), turned)
+                frames.append(frame if how is None else _drawn(canvas, frame, how))
+            if image.format == "GIF":  # one that reaches beyond the screen makes Pillow's larger from there on
+                height, width = frames[0].size
+                frames = [replace(frame, pixels=frame.pixels[:height, :width]) for frame in frames]
             lossless = is_lossless_webp(file.stream) if image.format == "WEBP" else image.format != "AVIF"
             frames = [replace(frame, lossless=lossless) for frame in frames]
             return Animation(_alike(frames), tuple(durations), _plays(image), str(image.format))
+
+
+class _Drawing(NamedTuple):
+    """How a moving PNG's frame comes onto the canvas, and goes."""
+
+    box: tuple[int, int, int, int]  # left, top, right, bottom
+    over: bool  # what is there shows through; else it is replaced
+    disposal: PngImagePlugin.Disposal
+
+
+def _taken_over(image: PngImagePlugin.PngImageFile) -> _Drawing:
+    """How the frame an image is at is to be drawn. Pillow will only decode it: drawing, it mixes alpha as if it were a
+    colour, and clears to the first colour of a palette."""
+    left, top, right, bottom = map(int, image.dispose_extent)
+    how = _Drawing(
+        (left, top, right, bottom),
+        image.blend_op == PngImagePlugin.Blend.OP_OVER,
+        PngImagePlugin.Disposal(image.dispose_op or 0),
+    )
+    image.blend_op = PngImagePlugin.Blend.OP_SOURCE
+    return how
+
+
+def _drawn(canvas: Array, frame: Picture, how: _Drawing) -> Picture:
+    """The canvas, (H, W, 4) uint8, with a frame on it, which is then disposed of as it wants."""
+    left, top, right, bottom = how.box
+    place = canvas[top:bottom, left:right]
+    before = place.copy()
+    whole = _as_colour(frame, alpha=True)
+    place[:] = whole.pixels[top:bottom, left:right]
+    if how.over:
+        place[:] = Image.alpha_composite(Image.fromarray(before), Image.fromarray(place.copy()))
+    shown = replace(whole, pixels=canvas.copy())
+    if how.disposal == PngImagePlugin.Disposal.OP_BACKGROUND:
+        place[:] = 0
+    elif how.disposal == PngImagePlugin.Disposal.OP_PREVIOUS:
+        place[:] = before
+    return shown
 
 
 def _plays(image: Image.Image) -> int:

@@ -1,5 +1,6 @@
 """Pictures to GIF files: 256 colours a frame, dithered, and transparency that is whole or none."""
 
+import itertools
 from collections.abc import Sequence
 from struct import error as StructError
 from typing import Any, BinaryIO
@@ -67,11 +68,13 @@ def _palettised(frame: Array, transparent: bool) -> Image.Image:
 
 def _colour_holes(images: Sequence[Image.Image]) -> None:
     """Give the index of the holes, in all palettes, one colour that no frame has: Pillow, which stores of a frame what
-    differs from the one before, compares colours."""
+    differs from the one before, compares colours. A later frame that is nothing but a hole gets another: where nothing
+    differs from its background Pillow would begin the file anew."""
     palettes = [np.array(image.getpalette(), np.int64)[: 3 * _TRANSPARENT].reshape(-1, 3) for image in images]
     taken = {int(colour) for palette in palettes for colour in palette @ (1 << 16, 1 << 8, 1)}
-    free = next(colour for colour in range(1 << 24) if colour not in taken)
-    for image, palette in zip(images, palettes, strict=True):
+    hole, empty = itertools.islice((colour for colour in range(1 << 24) if colour not in taken), 2)
+    for number, (image, palette) in enumerate(zip(images, palettes, strict=True)):
+        free = empty if number and image.getextrema() == (_TRANSPARENT, _TRANSPARENT) else hole
         padded = np.zeros((_TRANSPARENT + 1, 3), np.uint8)
         padded[: len(palette)] = palette
         padded[_TRANSPARENT] = free >> 16, free >> 8 & 255, free & 255

@@ -8,20 +8,21 @@ from PIL import Image, TiffImagePlugin
 
 from liif_cli.images import metadata
 from liif_cli.images.picture import Picture
-from liif_cli.images.pillow import raw_exif, raw_xmp
+from liif_cli.images.pillow import matching_profile, raw_exif, raw_xmp
 from liif_cli.images.quiet import quiet
 from liif_cli.images.read import (
     DEFAULT_MAX_PIXELS,
-    LUMINANCE_AND_COLOUR,
     Opened,
     Source,
     brands,
     check_pixels,
     decoding,
+    is_for_pillow,
     is_tiff,
     opened,
     png_depth,
     recognise,
+    seen_bands,
     tiff_info,
 )
 
@@ -34,7 +35,8 @@ _CMYK_AND_LAB = ("CMYK", "LAB")
 class Header:
     """What the picture will be once it is read: `size` (height, width) upright, `channels` and `depth` as in `Picture`.
 
-    `frames` is more than 1 for what `read_animation` takes. `format` is in Pillow's words.
+    `frames` is more than 1 for what `read_animation` takes. `format` is in Pillow's words. `icc`, `exif`, `xmp` and
+    `iptc` are what stands before the pixels.
     """
 
     size: tuple[int, int]
@@ -42,6 +44,10 @@ class Header:
     depth: int
     format: str
     frames: int = 1
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    iptc: bytes | None = None
 
     @property
     def bytes(self) -> int:
@@ -51,7 +57,15 @@ class Header:
     def blank(self) -> Picture:
         """Return a picture of this kind that takes no memory, to ask `check_output` about; all of it is opaque."""
         white = np.uint16(65535) if self.depth == 16 else np.uint8(255)
-        return Picture(np.broadcast_to(white, (*self.size, self.channels)), format=self.format)
+        pixels = np.broadcast_to(white, (*self.size, self.channels))
+        return Picture(
+            pixels,
+            icc=matching_profile(self.icc, pixels),
+            exif=metadata.upright_exif(self.exif),
+            xmp=metadata.upright_xmp(self.xmp),
+            format=self.format,
+            iptc=self.iptc,
+        )
 
 
 def read_header(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Header:
@@ -75,7 +89,7 @@ def may_move(path: Path) -> bool:
         return False
     if head[8:12] == b"WEBP":
         return head[12:16] == b"VP8X" and len(head) > 20 and bool(head[20] & 2)
-    return head[4:8] != b"ftyp" or b"avis" in brands(head)
+    return head.startswith((b"GIF8", b"\x89PNG")) or b"avis" in brands(head)
 
 
 def _by_pillow(file: Opened) -> Header:
@@ -85,11 +99,22 @@ def _by_pillow(file: Opened) -> Header:
         # The still picture of an APNG file is not part of the animation.
         frames = max(1, frames - bool(image.info.get("default_image")))
         height, width = image.size[::-1]
-        if (frames == 1 or kind == "AVIF") and metadata.orientation(raw_exif(image), raw_xmp(image.info)) >= 5:
+        exif, xmp = raw_exif(image), raw_xmp(image.info)
+        if (frames == 1 or kind == "AVIF") and metadata.orientation(exif, xmp) >= 5:
             height, width = width, height
         # Of moving pictures Pillow reads the upper eight bits.
         deep = frames == 1 and (image.mode in _DEEP_MODES or (kind == "PNG" and png_depth(file) == 16))
-        return Header((height, width), _channels(image), 16 if deep else 8, "JPEG" if kind == "MPO" else kind, frames)
+        return Header(
+            (height, width),
+            _channels(image),
+            16 if deep else 8,
+            "JPEG" if kind == "MPO" else kind,
+            frames,
+            image.info.get("icc_profile"),
+            exif,
+            xmp,
+            metadata.iptc_in(image.info),
+        )
 
 
 def _channels(image: Image.Image) -> int:
@@ -101,15 +126,17 @@ def _channels(image: Image.Image) -> int:
 
 def _of_tiff(file: Opened) -> Header:
     info = tiff_info(file)
-    if info.get("photometric") in LUMINANCE_AND_COLOUR:  # Pillow will read it
+    if is_for_pillow(info):
         file.stream.seek(0)
         with TiffImagePlugin.TiffImageFile(file.stream) as seen:
             height, width, channels, depth = seen.height, seen.width, _channels(seen), 8
     else:
         image = file.vips_image()
         height, width = image.height, image.width
-        channels = 3 if image.interpretation in ("cmyk", "lab", "labs", "labq", "xyz") else min(image.bands, 4)
+        converted = image.interpretation in ("cmyk", "lab", "labs", "labq", "xyz")
+        channels = 3 if converted else min(seen_bands(file.name, image, info).bands, 4)
         depth = 16 if image.format == "ushort" else 8
         if 5 <= info.get("orientation", 1) <= 8:  # which Pillow has seen to
             height, width = width, height
-    return Header((height, width), channels, depth, "TIFF")
+    iptc = metadata.iptc_of(info.get("iptc"))
+    return Header((height, width), channels, depth, "TIFF", exif=info.get("exif"), xmp=info.get("xmp"), iptc=iptc)

@@ -134,9 +134,13 @@ _XMP_WIDTH = _xmp_field(rb"(?:exif:PixelXDimension|tiff:ImageWidth)")
 _XMP_HEIGHT = _xmp_field(rb"(?:exif:PixelYDimension|tiff:ImageLength)")
 
 
-# What announces a gain map or a film behind a telephone's picture, which do not come along: hdrgm:Version="1.0",
-# GCamera:MotionPhoto="1", <Container:Directory>...</Container:Directory>.
-_BEHIND = rb"(?:hdrgm:\w+|(?:GCamera|Camera):(?:MotionPhoto|MicroVideo)\w*|(?:GContainer|Container):Directory)"
+# What announces more behind a picture, which does not come along: the rest of a long packet, a telephone's gain map or
+# film: xmpNote:HasExtendedXMP="...", hdrgm:Version="1.0", GCamera:MotionPhoto="1",
+# <Container:Directory>...</Container:Directory>.
+_BEHIND = (
+    rb"(?:xmpNote:HasExtendedXMP|hdrgm:\w+|(?:GCamera|Camera):(?:MotionPhoto|MicroVideo)\w*"
+    rb"|(?:GContainer|Container):Directory)"
+)
 _XMP_BEHIND = re.compile(
     rb"\s" + _BEHIND + rb"\s*=\s*(?:\"[^\"]{0,4096}\"|'[^']{0,4096}')"
     rb"|<(?P<name>" + _BEHIND + rb")\b(?:[^>]{0,4096}/>|.{0,4096}?</(?P=name)\s*>)",
@@ -198,13 +202,18 @@ def iptc_in(info: dict[Any, Any]) -> bytes | None:
     resources = info.get("photoshop")
     found = resources.get(_IPTC_RESOURCE) if isinstance(resources, dict) else None
     for kind in ("iptc", "8bim"):
-        profile = info.get(_RAW_PROFILE + kind)
-        if found is None and isinstance(profile, str):
-            try:
-                found = bytes.fromhex("".join(profile.split("\n")[3:]))  # behind an empty line, name and length
-            except ValueError:
-                continue
+        found = found or raw_profile(info, kind)
     return iptc_of(found) if isinstance(found, bytes) else None
+
+
+def raw_profile(info: dict[Any, Any], kind: str) -> bytes | None:
+    """Return what ImageMagick put as hexadecimal digits into a text of a PNG file that Pillow has read, if any."""
+    profile = info.get(_RAW_PROFILE + kind)
+    try:
+        # Behind an empty line, name and length.
+        return bytes.fromhex("".join(profile.split("\n")[3:])) if isinstance(profile, str) else None
+    except ValueError:
+        return None
 
 
 def texts_in(info: dict[Any, Any]) -> tuple[tuple[str, str], ...]:

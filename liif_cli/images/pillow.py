@@ -20,6 +20,8 @@ def pixels_of(image: Image.Image, name: str) -> Array:
     Raises InputError, which begins with `name`, for modes without a fixed range (32-bit integers, floats).
     """
     mode = image.mode
+    if image.format == "BMP" and mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        image = image.convert("RGB")  # a fourth byte that is not meant as alpha, as of bitmaps from Windows' clipboard
     if mode in _DEEP:
         return np.asarray(image).astype(np.uint16)[..., None]
     if mode == "I":
@@ -202,7 +204,7 @@ def raw_exif(image: Image.Image) -> bytes | None:
 
 def raw_xmp(info: dict[Any, Any]) -> bytes | None:
     """Return the XMP packet as the file has it."""
-    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or metadata.raw_profile(info, "xmp")
     if isinstance(xmp, str):
         xmp = xmp.encode()
     return xmp if isinstance(xmp, bytes) and xmp else None

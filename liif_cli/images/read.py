@@ -47,8 +47,12 @@ EXTENSIONS = frozenset(
 ) | {".avif", ".heic", ".heif", ".hif"}
 """The usual extensions of readable files, for looking through folders."""
 
+# Where Pillow keeps, beside a PNG file's texts, what it works with.
+_PILLOWS_OWN = ("transparency", "default_image", "gamma", "duration", "loop", "disposal", "blend")
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"))
 _CONVERT = "convert it to PNG or TIFF first"
+# In the words of libvips (compression, mode) and Pillow (depth).
+_UNKNOWN_KINDS = ("support is not configured", "not a whole number of bytes", "unknown pixel mode")
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,14 @@ class Opened:
         return self.stream.read(length)
 
     def vips_image(self) -> Any:
-        """Return the source as a libvips image that fails on truncated and damaged data."""
+        """Return the source as a libvips image that fails on truncated and damaged data. It can be read once, from top
+        to bottom: for anything else libvips would first unpack large ones into a file."""
         if self.path is not None:
             # By a source: libvips reads options out of brackets in a file name.
             source = vips().Source.new_from_file(str(self.path))
-            return vips().Image.new_from_source(source, "", fail_on="error")
+            return vips().Image.new_from_source(source, "", access="sequential", fail_on="error")
         self.stream.seek(0)
-        return vips().Image.new_from_buffer(self.stream.read(), "", fail_on="error")
+        return vips().Image.new_from_buffer(self.stream.read(), "", access="sequential", fail_on="error")
 
 
 def read(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Picture:
@@ -149,6 +154,8 @@ def decoding(name: str) -> Iterator[None]:
         words = " ".join(str(error).split()).lower()
         if "truncated" in words or "end of file" in words or "unexpected eof" in words or "premature" in words:
             raise InputError(f"{name}: is cut short; get the whole file again") from error
+        if any(part in words for part in _UNKNOWN_KINDS):
+            raise InputError(f"{name}: is of a kind that cannot be decoded here ({words[:120]}); {_CONVERT}") from error
         raise InputError(f"{name}: is damaged and cannot be decoded ({words[:120] or type(error).__name__})") from error
 
 
@@ -184,6 +191,9 @@ def recognise(file: Opened) -> Image.Image:
             if image.format == "PNG" and image.mode in ("1", "L") and isinstance(shade, int):
                 greatest = 2 ** min(png_depth(file), 8) - 1
                 image.info["transparency"] = min(shade, greatest) * 255 // greatest
+            for name in _PILLOWS_OWN:  # a text of a PNG file may be called like that
+                if isinstance(image.info.get(name), str):
+                    del image.info[name]
             return image
     if heic:
         raise InputError(f"{file.name}: is a HEIC picture; install the reader with: pip install pillow-heif")
@@ -253,13 +263,13 @@ def _read_tiff(file: Opened, max_pixels: int | None) -> Picture:
     info = tiff_info(file)
     icc: bytes | None
     with decoding(file.name):
-        if info.get("photometric") in LUMINANCE_AND_COLOUR:
+        if is_for_pillow(info):
             pixels, icc = _tiff_by_pillow(file, max_pixels)
         else:
             image = file.vips_image()
             check_pixels(file.name, image.width * image.height, max_pixels)
             icc = bytes(image.get("icc-profile-data")) if image.get_typeof("icc-profile-data") else None
-            pixels, icc = _vips_pixels(file.name, image, icc)
+            pixels, icc = _vips_pixels(file.name, image, icc, info)
             orientation = info.get("orientation", 1)
             pixels = turned(pixels, orientation if 1 <= orientation <= 8 else 1)
     return Picture(
@@ -274,7 +284,31 @@ def _read_tiff(file: Opened, max_pixels: int | None) -> Picture:
 
 
 # YCbCr and CIE Lab: libvips takes the first for RGB where it is not JPEG, and does not know the second in 8 bits.
-LUMINANCE_AND_COLOUR = (6, 8)
+_LUMINANCE_AND_COLOUR = (6, 8)
+_ZSTD_AND_LZMA = (50000, 34925)  # which libvips's wheel cannot unpack
+_ASSOCIATED_ALPHA, _ALPHA = 1, 2  # kinds of extra samples
+
+
+def is_for_pillow(info: dict[str, Any]) -> bool:
+    """Whether a TIFF file, by its `metadata_of`, is of a kind that libvips misreads, and Pillow reads without loss."""
+    odd = info.get("photometric") in _LUMINANCE_AND_COLOUR or info.get("compression") in _ZSTD_AND_LZMA
+    return odd and info.get("bits", 1) <= 8
+
+
+def seen_bands(name: str, image: Any, info: dict[str, Any]) -> Any:
+    """A libvips image of a TIFF file without the channels that are not seen, such as saved selections."""
+    if image.interpretation == "cmyk":
+        return image
+    colours = 1 if image.interpretation in ("b-w", "grey16") else 3
+    extra = info.get("extra_samples", ())
+    beyond = image.bands - colours
+    if beyond < 1 or (beyond == 1 and not extra):
+        return image
+    if len(extra) < beyond:
+        raise InputError(f"{name}: has {image.bands} channels; flatten it to CMYK, RGB or RGB with transparency first")
+    colour = image.extract_band(0, n=colours)
+    alpha = [number for number, kind in enumerate(extra[:beyond]) if kind in (_ASSOCIATED_ALPHA, _ALPHA)]
+    return colour.bandjoin(image.extract_band(colours + alpha[0])) if alpha else colour
 
 
 def _tiff_by_pillow(file: Opened, max_pixels: int | None) -> tuple[Array, bytes | None]:
@@ -286,13 +320,14 @@ def _tiff_by_pillow(file: Opened, max_pixels: int | None) -> tuple[Array, bytes 
         return picture.pixels, picture.icc
 
 
-def _vips_pixels(name: str, image: Any, icc: bytes | None) -> tuple[Array, bytes | None]:
+def _vips_pixels(name: str, image: Any, icc: bytes | None, info: dict[str, Any]) -> tuple[Array, bytes | None]:
     if image.format not in ("uchar", "ushort"):
         raise InputError(f"{name}: has {image.format} samples; convert it to 8 or 16 bits per channel first")
     if image.interpretation == "cmyk" and image.bands == 4:
         return srgb_from_cmyk(_vips_array(image), icc)
     if image.interpretation in ("lab", "labs", "labq", "xyz"):
         image, icc = image.colourspace("rgb16"), None
+    image = seen_bands(name, image, info)
     if image.bands > 4:
         raise InputError(f"{name}: has {image.bands} channels; flatten it to CMYK, RGB or RGB with transparency first")
     return _vips_array(image), icc

@@ -211,9 +211,10 @@ class Stream:
         if max(bands.height, bands.width) > _PYRAMID_PX:
             options |= {"tile": True, "tile_width": 256, "tile_height": 256, "pyramid": True, "subifd": True}
         image.tiffsave(str(self._temporary), **options)
-        if carried.exif is not None or carried.iptc is not None:
+        # libvips would state 72 dots an inch by itself.
+        if carried.exif is not None or carried.iptc is not None or carried.dpi is None:
             with self._temporary.open("r+b") as file:
-                graft(file, carried.exif, carried.iptc)
+                graft(file, carried.exif, carried.iptc, resolution=carried.dpi is not None)
 
 
 def _system_error(error: BaseException) -> BaseException:

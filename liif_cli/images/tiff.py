@@ -17,7 +17,8 @@ _GPS_DIRECTORY, _INTEROP_DIRECTORY = 0x8825, 0xA005
 _DIRECTORIES = (EXIF_DIRECTORY, _GPS_DIRECTORY, _INTEROP_DIRECTORY)
 # Words about the picture: description, maker, model, software, date, artist, host, copyright, and Windows' titles.
 _DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, *range(0x9C9B, 0x9CA0))
-_PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _XMP = 0x0106, 0x011A, 0x011B, 0x0128, 0x02BC
+_BITS, _COMPRESSION, _PHOTOMETRIC, _EXTRA_SAMPLES, _XMP = 0x0102, 0x0103, 0x0106, 0x0152, 0x02BC
+_RESOLUTION = _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 _IPTC = (0x83BB, 0x8649)  # of its own, or among Photoshop's resources
 
 _PAGE_TAGS = _SUBFILE, _WIDTH, _HEIGHT = 0x00FE, 0x0100, 0x0101
@@ -76,16 +77,21 @@ class _Value:
 
 
 def metadata_of(file: BinaryIO) -> dict[str, Any]:
-    """Return what a TIFF file says of its first picture: "exif", "xmp", "iptc", "dpi", "orientation" and
-    "photometric".
+    """Return what a TIFF file says of its first picture: "exif", "xmp", "iptc", "dpi", "orientation", "photometric",
+    "compression", "bits" (a sample) and "extra_samples" (their kinds).
 
     The EXIF block holds the words about the picture and the directories of camera and place, not the tags of the
     layout. Raises struct.error, ValueError or OSError for a damaged file.
     """
     layout, first = _header(file)
-    single = {ORIENTATION: "orientation", _PHOTOMETRIC: "photometric"}
-    resolution = (_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT)
-    tags = _tags_at(file, layout, first, (*_DESCRIPTIVE, *_DIRECTORIES, *resolution, _XMP, *_IPTC, *single))
+    single = {
+        ORIENTATION: "orientation",
+        _PHOTOMETRIC: "photometric",
+        _COMPRESSION: "compression",
+        _BITS: "bits",
+    }
+    others = (*_RESOLUTION, _EXTRA_SAMPLES, _XMP, *_IPTC)
+    tags = _tags_at(file, layout, first, (*_DESCRIPTIVE, *_DIRECTORIES, *others, *single))
     found: dict[str, Any] = {}
     carried = {tag: value for tag, value in tags.items() if tag in _DESCRIPTIVE or value.directory}
     if carried:
@@ -96,13 +102,15 @@ def metadata_of(file: BinaryIO) -> dict[str, Any]:
         if tag in tags and "iptc" not in found:
             # Bytes as they lie, whatever numbers the entry says they are.
             found["iptc"] = _in_order(tags[tag].content, tags[tag].kind, layout.order)
-    across, down, unit = (tags[tag].numbers() if tag in tags else [] for tag in resolution)
+    across, down, unit = (tags[tag].numbers() if tag in tags else [] for tag in _RESOLUTION)
     if across and down and unit != [1.0]:  # unit 1: a ratio of no known unit
         inch = 2.54 if unit == [3.0] else 1.0
         found["dpi"] = (across[0] * inch, down[0] * inch)
     for tag, name in single.items():
         if tag in tags and (numbers := tags[tag].numbers()):
             found[name] = int(numbers[0])
+    if _EXTRA_SAMPLES in tags:
+        found["extra_samples"] = tuple(map(int, tags[_EXTRA_SAMPLES].numbers()))
     return found
 
 
@@ -132,9 +140,9 @@ def count_pages(file: BinaryIO) -> int:
     return max(1, sum(2 * width >= sizes[0][0] and 2 * height >= sizes[0][1] for width, height in sizes))
 
 
-def graft(file: BinaryIO, exif: bytes | None, iptc: bytes | None) -> None:
+def graft(file: BinaryIO, exif: bytes | None, iptc: bytes | None, *, resolution: bool = True) -> None:
     """Add an EXIF block and IPTC records to a finished TIFF file, open for reading and writing; tags it has already
-    stay as they are.
+    stay as they are, but for the resolution where it is not to be stated.
 
     An EXIF block that cannot be followed adds nothing. Raises OSError where the file cannot be changed.
     """
@@ -149,8 +157,10 @@ def graft(file: BinaryIO, exif: bytes | None, iptc: bytes | None) -> None:
         tags[_IPTC[0]] = _Value(_BYTES, len(iptc), iptc)
     layout, first = _header(file)
     entries, following = _entries(file, layout, first)
-    known = dict(entries)
+    known = {tag: entry for tag, entry in entries if resolution or tag not in _RESOLUTION}
     for tag, value in tags.items():
+        if tag in _RESOLUTION and not resolution:
+            continue
         if tag != ORIENTATION and tag not in known:
             known[tag] = _append_value(file, layout, value)
     _point_at(file, layout, _append_directory(file, layout, known, following))

@@ -15,8 +15,6 @@
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -81,18 +79,3 @@ def top_left_corner(position: Tensor, cell: Tensor | float, count: int) -> Corne
     edge = position + 0.5 - cell / 4  # a cell is measured in half pixels, and half of it is wanted
     index = torch.floor(edge + 0.5e-6 * count).clamp(0, count - 1)
     return Corners(index.long()[None], (edge - index)[None], torch.ones_like(edge)[None])
-
-
-def output_size(size: tuple[float, float], scale: float | Fraction) -> tuple[int, int]:
-    """The size a picture of ``size``, or a window with fractions, has after scaling: ``floor(n * scale + 1/2)`` a side,
-    at least 1.
-
-    Computed exactly: 100 pixels times 1.005 are 100.5 and so 101, though the float is a little below.
-    """
-    height, width = (max(1, math.floor(exact(n) * exact(scale) + Fraction(1, 2))) for n in size)
-    return height, width
-
-
-def exact(number: float | Fraction) -> Fraction:
-    """A number as a fraction, a float standing for the decimal number it is written as."""
-    return number if isinstance(number, Fraction) else Fraction(repr(float(number)))

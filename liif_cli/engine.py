@@ -30,9 +30,9 @@ from liif_cli.errors import InputError, MemoryBudgetError, ModelError, RangeErro
 from liif_cli.models import Field, Model, Window
 from liif_cli.models.base import memory_format
 from liif_cli.resize import BandResampler
+from liif_cli.sizing import Box, Size, box_sides, whole
 
 Array = NDArray[Any]
-Size = tuple[int, int]  # (height, width)
 
 MIB = 2**20
 FLOAT_BYTES = 4
@@ -59,15 +59,6 @@ FOLD_WORK, WINDOWS = 0.06, 4
 # Rows of codes folded at once, where features are held: neighbouring bands fold some rows twice, which is nothing with
 # so many and wastes time with fewer than the second number. Below it, held features give way.
 ENOUGH_CODE_ROWS, HELD_CODE_ROWS = 128, 16
-
-
-class Box(NamedTuple):
-    """A window of the image, in its pixels; fractions allowed."""
-
-    top: float
-    left: float
-    bottom: float
-    right: float
 
 
 class Region(NamedTuple):
@@ -142,21 +133,6 @@ class Task(NamedTuple):
     # Of each axis the part of the painted pixels that the output is resampled from, or None where it is all of them as
     # they are. What lies around it is for the taps at its edges.
     windows: tuple[tuple[float, float] | None, tuple[float, float] | None]
-
-
-def whole(image: Size) -> Box:
-    """The box that is all of an image."""
-    return Box(0.0, 0.0, float(image[0]), float(image[1]))
-
-
-def box_sides(image: Size, box: Box | None) -> tuple[float, float]:
-    """Height and width of a window, or of all of an image, in its pixels: fractions where the window has them."""
-    if box is None:
-        return image
-    if not all(map(math.isfinite, box)):
-        raise InputError(f"the box {', '.join(map(str, box))} (top, left, bottom, right): its sides must be numbers")
-    top, left, bottom, right = map(coords.exact, box)
-    return float(bottom - top), float(right - left)
 
 
 def make_task(model: Model, image: Size, output: Size, box: Box | None = None, farthest: float = math.inf) -> Task:
@@ -455,9 +431,10 @@ class Encoded:
         that was encoded and each band that was painted and taken."""
         engine = self.engine
         task = make_task(engine.model, self.size, output, box, engine.farthest)
-        smaller = all(wanted <= side for wanted, side in zip(output, box_sides(self.size, box), strict=True))
-        if smaller and not engine.model.holds_picture:
-            # Where all is known there is nothing to ask.
+        sides = box_sides(self.size, box)
+        smaller = all(wanted <= side for wanted, side in zip(output, sides, strict=True))
+        # Where all is known there is nothing to ask, but for who wants it all from the network, restored.
+        if smaller and not engine.model.holds_picture and not (engine.farthest == math.inf and output == sides):
             yield from _reduced(self.image, output, box or whole(self.size), report)
             return
         painters = engine.painters(self.budget_bytes)

@@ -32,11 +32,12 @@ from numpy.typing import NDArray
 from liif_cli import allocator, checkpoint, weights
 from liif_cli.benchmarks import Dataset, Pair, Truth
 from liif_cli.benchmarks.datasets import read_rgb
-from liif_cli.engine import Engine, Size, joined
+from liif_cli.engine import Engine, joined
 from liif_cli.errors import InputError, LiifError, UsageError
 from liif_cli.metrics import Channel, psnr, ssim
 from liif_cli.protocol import Protocol
 from liif_cli.resize import matlab_bicubic, taps
+from liif_cli.sizing import Size
 from liif_cli.upscaler import (
     choose_device,
     choose_precision,

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from liif_cli.engine import Box, Size, box_sides
 from liif_cli.errors import InputError, LiifError, OutputError, UsageError
 from liif_cli.files import is_file, is_folder, temporary_beside, walk
 from liif_cli.images import (
@@ -34,7 +33,7 @@ from liif_cli.images import (
     read,
     read_header,
 )
-from liif_cli.upscaler import Sizing
+from liif_cli.sizing import Box, Size, Sizing, box_sides
 
 STANDARD = Path("-")  # standard input or output
 # Pictures that may move keep their format, where none is asked for; all others become PNG.
@@ -103,10 +102,12 @@ _A_BOX = r"(?:_[\d.]+(?:,[\d.]+){3})"
 
 
 class Found(NamedTuple):
-    """``passed_over``: files in folders that were looked through, or of patterns, of kinds that cannot be read."""
+    """``passed_over``: files in folders that were looked through, or of patterns, of kinds that cannot be read.
+    ``closed``: folders in these that were not looked into."""
 
     sources: list[Source]
     passed_over: list[Path]
+    closed: list[Path] = []  # noqa: RUF012  never changed
 
 
 class Plan(NamedTuple):
@@ -142,13 +143,15 @@ def find_sources(
     """
     found: dict[str, Source] = {}
     passed_over: dict[str, Path] = {}
+    closed: list[Path] = []
     looks = [_meant(text, recursive, apart) for text in inputs]
     looks += [_in_folder_or_itself(path, recursive, apart) for path in files]
-    for sources, others in looks:
+    for sources, others, below in looks:
+        closed += below
         for source in sources:
             found.setdefault("-" if source.path == STANDARD else _place(source.path), source)
         passed_over.update((_place(path), path) for path in others)
-    return Found(list(found.values()), [path for place, path in passed_over.items() if place not in found])
+    return Found(list(found.values()), [path for place, path in passed_over.items() if place not in found], closed)
 
 
 def _meant(text: str, recursive: bool, apart: Path | None) -> Found:
@@ -159,13 +162,15 @@ def _meant(text: str, recursive: bool, apart: Path | None) -> Found:
         matches = [item for item in matches if not _is_tile(item)]
         sources = [Source(item, found=True) for item in matches if _is_picture_name(item)]
         others = list(filter(_is_of_another_kind, matches))
+        closed: list[Path] = []
         for item in matches:  # folders mean what is in them, as where a shell fills in the pattern
             if is_folder(item) and (apart is None or item.resolve() != apart.resolve()):
                 found = _in_folder_or_itself(item, recursive, apart)
                 sources += [source for source in found.sources if source.path != item]  # not that it is empty
                 others += found.passed_over
+                closed += found.closed
         if sources:
-            return Found(sources, others)
+            return Found(sources, others, closed)
         return Found([Source(_plain(text), problem=InputError(f"{text}: no picture matches this pattern"))], [])
     return _in_folder_or_itself(_plain(text), recursive, apart)
 
@@ -177,12 +182,14 @@ def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> Fou
         return Found([], [])
     pictures = []
     others: list[Path] = []
+    closed: list[Path] = []
     unreadable: list[OSError] = []
     for folder, folders, names in walk(path, unreadable.append):
         # Hidden folders hold thumbnails and the like.
-        kept = [folder / name for name in folders if recursive and not name.startswith(".")]
+        kept = [folder / name for name in folders if not name.startswith(".")]
         kept = [item for item in kept if not _is_tile(item) and (apart is None or item.resolve() != apart.resolve())]
-        folders[:] = [item.name for item in kept]
+        closed += [] if recursive else kept
+        folders[:] = [item.name for item in kept if recursive]
         items = [folder / name for name in names]
         others += filter(_is_of_another_kind, items)
         names_below = (item for item in items if _is_picture_name(item))
@@ -192,7 +199,7 @@ def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> Fou
         for error in unreadable
     ]
     if pictures or problems:
-        return Found(pictures + problems, others)
+        return Found(pictures + problems, others, closed)
     hint = "" if recursive else "; add -r to look in its folders too"
     return Found([Source(path, problem=InputError(f"{path}: no pictures in this folder{hint}"))], [])
 

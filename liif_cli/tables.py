@@ -139,7 +139,10 @@ def show(console: Console, tables: Sequence[Sheet]) -> None:
         longest = max(len(line.metric) for line in sheet.lines)
         name_width = min(max(map(len, names)), max(12, console.width * 2 // 5))
         room = max(1, (console.width - name_width - longest - 4) // 8)
-        console.print(Text(f"\n{sheet.dataset}", style="bold"), Text(f"{sheet.images} pictures", style="dim"))
+        console.print(
+            Text(f"\n{sheet.dataset}", style="bold"),
+            Text(f"{sheet.images} picture{'s'[: sheet.images > 1]}", style="dim"),
+        )
         for first in range(0, len(sheet.scales), room):
             part = slice(first, first + room)
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)

@@ -14,10 +14,9 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import psutil
@@ -25,10 +24,10 @@ import torch
 from PIL import Image
 
 from liif_cli import allocator, checkpoint, weights
-from liif_cli.coords import exact, output_size
-from liif_cli.engine import MIB, Box, Encoded, Engine, Size, box_sides, is_out_of_memory, joined
+from liif_cli.engine import MIB, Encoded, Engine, is_out_of_memory, joined
 from liif_cli.errors import MemoryBudgetError, RangeError, UsageError
 from liif_cli.images import Picture, compose, from_array, from_pil, layers, to_array, to_pil
+from liif_cli.sizing import Box, Size, Sizing, box_sides
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Without --memory: this share of what is free, and no more than the most that makes anything faster.
@@ -42,56 +41,6 @@ FARTHEST = 4.0
 
 
 _log = logging.getLogger(__name__)
-
-
-class Sizing(NamedTuple):
-    """How large the output shall be; exactly one field is set.
-
-    ``size`` is (height, width); ``width``, ``height``, ``longest`` (pixels) and ``megapixels`` keep the proportions.
-    """
-
-    scale: float | None = None
-    size: Size | None = None
-    width: int | None = None
-    height: int | None = None
-    longest: int | None = None
-    megapixels: float | None = None
-
-    def resolve(self, image: tuple[float, float]) -> Size:
-        """The output size for an image, or for a window of it, of size (height, width). At least 1 a side.
-
-        Raises UsageError for a value that is not positive and finite, or when not exactly one is given.
-        """
-        given = {name: value for name, value in self._asdict().items() if value is not None}
-        if len(given) != 1:
-            got = " and ".join(given) or "none"
-            raise UsageError(f"the output needs a size; give exactly one of {', '.join(self._fields)}, not {got}")
-        for name, value in given.items():
-            numbers = value if isinstance(value, tuple | list) else (value,)
-            if not all(0 < number < math.inf for number in numbers):
-                raise UsageError(f"{name} must be a number above 0, not {value}")
-        height, width = image
-        if self.size is not None:
-            if not isinstance(self.size, tuple | list) or len(self.size) != 2:
-                raise UsageError(f"size must be (height, width), not {self.size!r}")
-            if any(side != int(side) for side in self.size):
-                raise UsageError(f"size must be whole numbers of pixels, not {self.size!r}")
-            return int(self.size[0]), int(self.size[1])
-        if self.scale is not None:
-            return output_size(image, self.scale)
-        if self.width is not None:
-            return output_size((height, 1), Fraction(self.width) / exact(width))[0], self.width
-        if self.height is not None:
-            return self.height, output_size((width, 1), Fraction(self.height) / exact(height))[0]
-        if self.longest is not None:
-            return output_size(image, self.longest / exact(max(image)))
-        assert self.megapixels is not None
-        return output_size(image, math.sqrt(self.megapixels * 1e6 / (height * width)))
-
-    @property
-    def label(self) -> str | None:
-        """How the file name tells the size, ``x2.7``; None where it is told in pixels."""
-        return None if self.scale is None else f"x{self.scale:.15g}"
 
 
 def load(

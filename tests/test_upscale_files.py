@@ -20,7 +20,7 @@ from PIL import Image, ImageCms
 from liif_cli import checkpoint, jobs
 from liif_cli.engine import Engine, joined
 from liif_cli.images import from_array, read, read_header, write
-from liif_cli.upscaler import Sizing
+from liif_cli.sizing import Sizing
 
 
 def tree(folder: Path) -> list[str]:
@@ -123,7 +123,7 @@ def test_outputs_within_the_folder_are_no_inputs_the_next_time(upscale: Cli, tmp
     assert first.code == 0
     second = upscale(*arguments)
     assert second.code == 0
-    assert "by their names (if not, name another folder with -o): photos/a_x2.png" in second.err
+    assert "left out: photos/a_x2.png" in second.err
     assert len([name for name in tree(photos) if "_x2_x2" in name]) == 0 + 4  # those of photos/large, enlarged once
 
 
@@ -142,8 +142,7 @@ def test_files_of_other_kinds_are_named_and_left_out(upscale: Cli, photos: Path)
     ran = upscale("photos", "--scale", "2")
     assert ran.code == 0
     assert ran.err.startswith(
-        "liif: left out, being of kinds that are not read: photos/notes.txt, photos/phone.mov, photos/raw.cr2"
-        " and 1 more\n"
+        "liif: left out: photos/notes.txt, photos/phone.mov, photos/raw.cr2 and 1 more; no pictures"
     )
     assert upscale("photos", "--scale", "2", "-q", "--overwrite").err == ""
     assert "notes.txt" not in upscale("photos/a.jpg", "photos/*.jp*", "--scale", "3").err
@@ -454,15 +453,40 @@ def test_who_enlarges_coarse_jpegs_is_told_of_the_model_for_them(cli: Cli, tmp_p
     for name, quality in (("fine", 95), ("coarse", 60)):
         Image.fromarray(photo(24, 32)).save(tmp_path / f"{name}.jpg", quality=quality)
     save(tmp_path / "none.png")
-    advice = "; -m liif-jpeg is made for such: it removes their blocks, which the default enlarges\n"
+    advice = "; try -m liif-jpeg, which removes the traces of compression that the default model enlarges\n"
     go = functools.partial(cli, "upscale", "--scale", "2", "--overwrite")
     assert go("fine.jpg", "none.png").err.count("liif-jpeg") == 0
-    assert go("coarse.jpg").err == "liif: coarse.jpg: is a JPEG file of quality 60 or so" + advice
+    assert go("coarse.jpg").err == "liif: coarse.jpg is a JPEG file of about quality 60" + advice
     ran = go("coarse.jpg", "fine.jpg", "none.png")
-    assert ran.err.endswith("liif: 1 of 3 pictures are JPEG files of a quality below 93" + advice)
+    assert ran.err.endswith("liif: 1 of 3 pictures is a JPEG file of a quality below 93" + advice)
+    smaller = cli("upscale", "coarse.jpg", "--scale", "0.5")
+    assert (smaller.code, smaller.err) == (0, "")
     for options in (["-q"], ["-m", "liif-jpeg"], ["-m", "liif-light"]):
         ran = go("coarse.jpg", *options)
         assert (ran.code, ran.err) == (0, "")
+
+
+def test_a_model_is_asked_at_the_picture_s_own_size_where_that_is_wanted(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "photo.png")
+    go = functools.partial(upscale, "photo.png", "--scale", "1", "--overwrite")
+    ran = go()
+    assert (
+        ran.err
+        == "liif: nothing was to be enlarged, so the model was not asked; add --direct to have it paint anyway\n"
+    )
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "photo_x1.png")), photo())
+    assert go("--direct").err == ""
+    painted = np.asarray(Image.open(tmp_path / "photo_x1.png"))
+    assert painted.shape == photo().shape
+    assert not np.array_equal(painted, photo())
+
+
+def test_folders_in_folders_that_are_not_looked_into_are_named(upscale: Cli, tmp_path: Path) -> None:
+    for name in ("photos/a.png", "photos/deep/b.png", "photos/out/c.png"):
+        save(tmp_path / name)
+    said = "liif: not looked into: photos/deep; add -r for folders in folders\n"
+    assert upscale("photos", "--scale", "2", "-o", "photos/out/").err == said
+    assert upscale("photos", "-r", "--scale", "2", "-o", "photos/out/", "--overwrite").err.count("looked into") == 0
 
 
 def test_animations_through_pipes_keep_their_format(upscale: Cli, tmp_path: Path) -> None:

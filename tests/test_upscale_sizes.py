@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from liif_cli.coords import output_size
+from liif_cli.sizing import output_size
 
 
 def made(folder: Path) -> Image.Image:
@@ -24,7 +24,7 @@ def made(folder: Path) -> Image.Image:
     ("options", "expected"),  # of a picture 40 wide and 30 high
     [
         (["--scale", "2.7"], (108, 81)),
-        (["--scale", "1"], (40, 30)),
+        (["--scale", "1", "-q"], (40, 30)),
         (["--scale", "0.5"], (20, 15)),
         (["--scale", "0.001"], (1, 1)),
         (["--scale", "2.0125"], (81, 60)),  # 80.5 is rounded up, 60.375 down

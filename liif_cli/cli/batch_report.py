@@ -31,10 +31,19 @@ class Report:
     """A listener of a batch. As a context it shows one progress over all pictures, with the time left."""
 
     def __init__(
-        self, count: int, *, model: str, as_json: bool, quiet: bool, verbose: bool, picture_to_stdout: bool
+        self,
+        count: int,
+        *,
+        model: str,
+        direct: bool,
+        as_json: bool,
+        quiet: bool,
+        verbose: bool,
+        picture_to_stdout: bool,
     ) -> None:
         self.count = count
         self.model = model
+        self.direct = direct
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
@@ -104,17 +113,25 @@ class Report:
                 complain(summary_line(self.results, self.count))
 
     def advise(self) -> None:
-        """Name the model for JPEG files where the default had coarse ones to enlarge."""
-        coarse = [
-            result for result in self.results if result.error is None and (result.jpeg_quality or 100) < COARSE_JPEG
-        ]
-        if not coarse or self.quiet or self.model != "default":
+        """Name the model for JPEG files where the default had coarse ones to enlarge; say where another model was not
+        asked."""
+        made = [result for result in self.results if result.error is None and not result.skipped]
+        if self.quiet or not made:
+            return
+        if self.model == "default":
+            self._advise_jpeg([result for result in made if _is_coarse(result) and _is_larger(result)])
+        elif not self.direct and all(result.size == result.output_size for result in made):
+            complain("nothing was to be enlarged, so the model was not asked; add --direct to have it paint anyway")
+
+    def _advise_jpeg(self, coarse: Sequence[Result]) -> None:
+        if not coarse:
             return
         if self.count == 1:
-            seen = f"{_name(coarse[0].source)}: is a JPEG file of quality {coarse[0].jpeg_quality} or so"
+            seen = f"{_name(coarse[0].source)} is a JPEG file of about quality {coarse[0].jpeg_quality}"
         else:
-            seen = f"{len(coarse)} of {self.count} pictures are JPEG files of a quality below {COARSE_JPEG}"
-        complain(f"{seen}; -m liif-jpeg is made for such: it removes their blocks, which the default enlarges")
+            verb = "is a JPEG file" if len(coarse) == 1 else "are JPEG files"
+            seen = f"{len(coarse)} of {self.count} pictures {verb} of a quality below {COARSE_JPEG}"
+        complain(f"{seen}; try -m liif-jpeg, which removes the traces of compression that the default model enlarges")
 
     def interrupted(self, *, overwrite: bool) -> None:
         """Say what became of the batch before it was stopped, and how to go on where that does not ``overwrite``."""
@@ -152,6 +169,14 @@ def _columns(count: int, *, narrow: bool) -> list[Any]:
         columns.append(BarColumn(24))
     columns.append(MofNCompleteColumn() if count > 1 else TaskProgressColumn())
     return [*columns, TimeRemainingColumn(), TextColumn("left")]
+
+
+def _is_coarse(result: Result) -> bool:
+    return (result.jpeg_quality or 100) < COARSE_JPEG
+
+
+def _is_larger(result: Result) -> bool:
+    return any(wanted > side for wanted, side in zip(result.output_size or (), result.size or (), strict=True))
 
 
 def complain(text: str) -> None:

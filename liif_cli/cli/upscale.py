@@ -289,9 +289,8 @@ def upscale(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     from liif_cli import jobs as planning
-    from liif_cli.engine import Box
     from liif_cli.images import DEFAULT_MAX_PIXELS
-    from liif_cli.upscaler import Sizing
+    from liif_cli.sizing import Box, Sizing
 
     into_folder = output is not None and output.endswith(("/", "\\"))
     options = planning.Options(
@@ -313,9 +312,10 @@ def upscale(
     found = planning.find_sources(inputs or [], recursive=recursive, files=_listed(files_from), apart=apart)
     plan = planning.plan_jobs(found.sources, options)
     if not quiet:
-        by_name = "being outputs of other inputs here by their names (if not, name another folder with -o)"
-        _note_left_out(by_name, plan.left_out)
-        _note_left_out("being of kinds that are not read", found.passed_over)
+        by_name = "by their names outputs of other inputs here (to enlarge them too, name a folder with -o)"
+        _note("left out", plan.left_out, by_name)
+        _note("left out", found.passed_over, "no pictures that can be read")
+        _note("not looked into", found.closed, "add -r for folders in folders")
     if as_json:
         _record_left_out(plan.left_out, model)
     if not plan.jobs:
@@ -348,7 +348,8 @@ def _run(
     if saying["verbose"]:
         mib = upscaler.working_bytes() >> 20
         complain(f"model {upscaler.source} on {upscaler.device} in {upscaler.computes_in}, within {mib} MiB")
-    report = Report(len(jobs), model=loading["model"], picture_to_stdout=to_stdout, **saying)
+    model, direct = loading["model"], loading["direct"]
+    report = Report(len(jobs), model=model, direct=direct, picture_to_stdout=to_stdout, **saying)
     try:
         with report:
             results = batch.run(
@@ -423,7 +424,7 @@ def _as_given(value: Any) -> str:
 def _parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    match = re.fullmatch(r"([0-9]{1,12})[x×]([0-9]{1,12})", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,12})\s*[x×]\s*([0-9]{1,12})", text.strip().lower())
     if match is None:
         raise UsageError(f"--size {text!r}: write it as width x height in pixels, such as 1920x1080")
     return int(match[2]), int(match[1])
@@ -482,7 +483,7 @@ def _record_left_out(paths: Sequence[Path], model: str) -> None:
         print(json.dumps(record(Preview(path, None, None, None, skipped=True), model)), flush=True)
 
 
-def _note_left_out(why: str, paths: Sequence[Path]) -> None:
+def _note(what: str, paths: Sequence[Path], words: str) -> None:
     if paths:
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-        print(f"liif: left out, {why}: {', '.join(map(str, paths[:3]))}{more}", file=sys.stderr)
+        print(f"liif: {what}: {', '.join(map(str, paths[:3]))}{more}; {words}", file=sys.stderr)

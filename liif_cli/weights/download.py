@@ -321,7 +321,7 @@ def _explained(error: requests.RequestException) -> Exception:
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return _TemporaryError("no connection in time")
     if any(isinstance(cause, NewConnectionError) for cause in causes):
-        return _MirrorError("cannot be reached; is there a connection?")
+        return _MirrorError("cannot be reached (is there a connection?)")
     if isinstance(error, requests.exceptions.Timeout) or any(isinstance(cause, TimeoutError) for cause in causes):
         return _TemporaryError("stopped sending")
     if isinstance(error, (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError)):

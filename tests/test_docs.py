@@ -34,7 +34,7 @@ def pictures(tmp_path, monkeypatch):
     for name in ["photo.jpg", "one.png", "holiday/a.jpg", "holiday/day one/b.jpg", "scans/c.tif"]:
         Image.fromarray(pixels).save(tmp_path / name)
     half = np.full((120, 200, 1), 128, np.uint8)
-    Image.fromarray(np.concatenate([pixels, half], axis=2)).save(tmp_path / "photo.png")
+    Image.fromarray(np.concatenate([pixels, half], axis=2)).save(tmp_path / "logo.png")
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("liif upscale")])
@@ -44,7 +44,7 @@ def test_the_readmes_upscaling_is_understood(line, pictures):
         words[words.index("*.png")] = "one.png"
     answer = runner.invoke(app, [*words, "--dry-run"])
     assert answer.exit_code == 0, answer.output
-    assert "photo" in answer.output or "one" in answer.output or "a_" in answer.output or "c_" in answer.output
+    assert any(name in answer.output for name in ("photo", "logo")) or "one" in answer.output or "a_" in answer.output or "c_" in answer.output
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if not line.startswith("liif upscale")])

@@ -48,6 +48,7 @@ from liif_cli.images import (
     read_animation,
     read_header,
     write_animation,
+    writer_bytes,
 )
 from liif_cli.jobs import (
     STANDARD,
@@ -404,16 +405,16 @@ class _Painting:
             total -= beside
         host = total if on_host else min(default_bytes(torch.device("cpu")), upscaler.memory_bytes or MOST_BYTES)
         self.writer_bytes = int(host * WRITER_SHARE)
+        self._check(host)
         self.engine_bytes = total - self.writer_bytes if on_host else total
-        self._check()
         self._opened = upscaler.open(like, self.engine_bytes, ensemble=options.ensemble)
         self._bands: queue.Queue[np.ndarray] = queue.Queue(QUEUED_BANDS)
         self.complete = False  # whether all bands were handed over
         self._failure: Exception | None = None  # of the painter: nobody brings bands any more
         self._gone = threading.Event()  # the writer has given up: nobody takes bands any more
 
-    def _check(self) -> None:
-        """Find out before painting what would fail after it."""
+    def _check(self, host_bytes: int) -> None:
+        """Find out before painting what would fail after it, and see that the writer has what it takes."""
         task, options = self.task, self.options
         with _destination(task, options, deliver=False) as path:
             if task.output != STANDARD:
@@ -429,6 +430,14 @@ class _Painting:
                     budget_bytes=self.writer_bytes,
                     overwrite=overwrite,
                 )
+                needed = writer_bytes(known, task.size, task.picture, self.writer_bytes)
+                if needed > host_bytes:
+                    raise MemoryBudgetError(
+                        f"{path}: writing it as {known.name} takes about {-(-needed // MIB)} MiB, and there are"
+                        f" {host_bytes // MIB} MiB; raise --memory, or choose another format or a smaller output"
+                    )
+                if known.streams:  # else it is encoded when all is painted, in what the engine has left
+                    self.writer_bytes = max(self.writer_bytes, needed)
             else:
                 known = check_animation(path, task.size, self.frames[0], format=options.format, overwrite=overwrite)
             if task.output == STANDARD:  # for the others it was known before

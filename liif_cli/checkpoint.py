@@ -9,9 +9,10 @@ trained, its licence, its scores.
 from __future__ import annotations
 
 import json
+import math
 import pickle
-import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +23,11 @@ from torch import Tensor
 
 from liif_cli.errors import ModelError
 from liif_cli.files import atomic_path
+from liif_cli.images.quiet import quiet
 from liif_cli.models import Model, Spec, build
 
 FORMAT = "liif-1"
+MODERATE = 256, 64  # channels, and blocks, that any machine can build
 RUN_MODEL = "model.safetensors"  # what a folder of a training run calls its model
 
 
@@ -83,6 +86,10 @@ def load(path: Path) -> Model:
 def restore(checkpoint: Checkpoint, source: str) -> Model:
     """Build the network and fill it; every tensor must be there, none to spare, each of its shape. Raises ModelError
     naming them."""
+    refuse_larger(checkpoint.spec, checkpoint.tensors, source)
+    odd = [name for name, tensor in checkpoint.tensors.items() if not _is_plain(tensor)]
+    if odd:
+        raise ModelError(f"{source}: {odd[0]} is no plain tensor of numbers; the checkpoint is damaged")
     model = build(checkpoint.spec)
     expected = model.state_dict()
     wrong = [
@@ -104,10 +111,30 @@ def restore(checkpoint: Checkpoint, source: str) -> Model:
     return model.eval()
 
 
+def refuse_larger(spec: Spec, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise ModelError for a network that is much larger than what is there to fill it: it would take all memory before
+    anybody saw that they do not fit."""
+    args = spec.get("args") if isinstance(spec, dict) else None
+    encoder = args.get("encoder_spec") if isinstance(args, dict) else None
+    args = encoder.get("args") if isinstance(encoder, dict) else None
+    args = args if isinstance(args, dict) else {}
+    values = sum(tensor.numel() for tensor in tensors.values())
+    # Each channel has a weight for each other one, each block a tensor or more.
+    count = max(MODERATE[1], len(tensors))
+    side = max(MODERATE[0], math.isqrt(values))
+    bounds = {"n_feats": side, "G0": side, "n_resblocks": count, "n_resgroups": count}
+    for name, most in bounds.items():
+        if isinstance(args.get(name), int) and args[name] > most:
+            raise ModelError(f"{source}: its {name} of {args[name]} is more than its {len(tensors)} tensors can fill")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_complex()
+
+
 def _read_official(path: Path) -> Checkpoint:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols; what cannot be read is an error
+        with quiet():  # of pickle protocols; what cannot be read is an error
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error)
@@ -137,6 +164,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
             if header.get("format") != FORMAT:
                 raise ModelError(f"{path}: safetensors, but not written by liif: its header names no network")
             spec, facts = json.loads(header["spec"]), json.loads(header["facts"])
+            if not isinstance(facts, dict):
+                raise ModelError(f"{path}: a damaged checkpoint (its facts are no table); download or copy it again")
             return Checkpoint(spec, {name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118 - no mapping
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         raise ModelError(f"{path}: a damaged checkpoint ({error}); download or copy it again") from None

@@ -49,7 +49,7 @@ def axis(painted: int, low_res: float, *, origin: float = 0.0) -> Axis:
     float32 no longer tells neighbouring pixels apart at sixty thousand a side.
     """
     step = low_res / painted
-    numbers = torch.arange(painted, dtype=torch.float64)
+    numbers = torch.arange(painted, dtype=torch.float64, device="cpu")
     return Axis(origin + (numbers + 0.5) * step - 0.5, 2 * step)
 
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from liif_cli import coords
 from liif_cli.allocator import reused_memory
-from liif_cli.errors import InputError, MemoryBudgetError, ModelError, RangeError
+from liif_cli.errors import InputError, LiifError, MemoryBudgetError, ModelError, RangeError
 from liif_cli.models import Field, Model, Window
 from liif_cli.models.base import memory_format
 from liif_cli.resize import BandResampler
@@ -51,6 +52,8 @@ GPU_PAINTER_STATES, GPU_PAINTER_VALUES = 4, 2**28
 LARGEST_TILE = (1024, 2048)
 GPU_LARGEST_TILE = (2048, 4096)
 LEAST_TILE = 16
+# Resampling: blocks of weights of an output column; taps, and what makes them, of an output row or column.
+RESAMPLED_COLUMN_BYTES, RESAMPLED_LINE_BYTES = 300, 220
 # Values of one tensor that libraries which count in 32 bits can still address.
 MOST_VALUES = 2**31 - 1
 # What folding a code costs beside encoding it, about, and how often a pixel of an image that is held for windows
@@ -253,7 +256,11 @@ def make_plan(
     row_pixels = max(task.painted[1], task.output[1], math.ceil(task.output[1] * becomes))
     # What waits for its taps there, twice while it is moved.
     waiting = math.ceil(2 * 4 * max(1, 1 / becomes)) * task.output[1] * 3 * FLOAT_BYTES
-    resampled = 0 if task.windows == (None, None) else waiting
+    # The last row lets go of all that waited for the rows after it, but of no more than there is.
+    released = max(0, min(math.ceil(2 * becomes), task.output[0] - math.ceil(becomes)))
+    at_the_end = released * task.output[1] * price.painted
+    weights = RESAMPLED_COLUMN_BYTES * task.output[1] + RESAMPLED_LINE_BYTES * sum(task.output)
+    resampled = 0 if task.windows == (None, None) else waiting + at_the_end + weights
 
     def read(tile: Size) -> Size:
         return min(tile[0] + 2 * halo, image[0]), min(tile[1] + 2 * halo, image[1])
@@ -357,19 +364,25 @@ class Engine:
         self.device = device
         self.dtype = dtype
         self.budget_bytes = budget_bytes
-        # On a CPU each thread paints its own tile with operations that stay in its core's cache, which beats sharing
-        # out every operation; a GPU is kept busy by one.
-        self.threads = torch.get_num_threads() if device.type == "cpu" else 1
 
     def painters(self, budget_bytes: int) -> int:
-        """Threads that paint at once: all there are, as long as their working sets take no more than half a budget."""
+        """Threads that paint at once: as many as torch uses, as long as their working sets take no more than half a
+        budget.
+
+        On a CPU each paints its own tile with operations that stay in its core's cache, which beats sharing out every
+        operation; a GPU is kept busy by one.
+        """
         if self.device.type != "cpu":
             return 1
-        return max(1, min(self.threads, budget_bytes // (2 * CPU_PAINTER_BYTES)))
+        return max(1, min(torch.get_num_threads(), budget_bytes // (2 * CPU_PAINTER_BYTES)))
 
-    def exact(self) -> AbstractContextManager[None]:
-        """Where convolutions in float32 are that, and not in the ten bits that GPUs may take for it."""
-        return _exact_convolutions() if self.device.type == "cuda" and self.dtype == torch.float32 else nullcontext()
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Where the network computes in its own precision, whatever a program has set around it: autocast, or ten bits
+        for float32 on a GPU."""
+        exact = _in_whole_float32() if self.device.type == "cuda" and self.dtype == torch.float32 else nullcontext()
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), exact:
+            yield
 
     def bands(self, image: Array, output: Size, box: Box | None = None) -> Generator[Array, None, None]:
         """Paint ``image``, (H, W, 3) of uint8, uint16 or float in [0, 1], to ``output`` size, in bands.
@@ -394,16 +407,32 @@ class Engine:
         return Encoded(self, image, views, again=again, layers=layers)
 
 
+_whole_lock = threading.Lock()
+_whole_users = 0
+_whole_before: list[str] = []
+
+
 @contextmanager
-def _exact_convolutions() -> Iterator[None]:
-    # Not by the older switch, allow_tf32, which must not be touched where a program uses these.
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch makes it at run time
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
+def _in_whole_float32() -> Iterator[None]:
+    """Convolutions and products of matrices in float32, not in the ten bits that GPUs may take for it. The switches are
+    the whole process's: the first one in sets them, the last one out sets them back."""
+    global _whole_users
+    # Not by the older switches, allow_tf32, which must not be touched where a program uses these.
+    switches = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    with _whole_lock:
+        _whole_users += 1
+        if _whole_users == 1:
+            _whole_before[:] = [switch.fp32_precision for switch in switches]
+            for switch in switches:
+                switch.fp32_precision = "ieee"
     try:
         yield
     finally:
-        convolutions.fp32_precision = before
+        with _whole_lock:
+            _whole_users -= 1
+            if _whole_users == 0:
+                for switch, before in zip(switches, _whole_before, strict=True):
+                    switch.fp32_precision = before
 
 
 class Encoded:
@@ -502,7 +531,6 @@ class _Features:
         """Let go of what is held."""
         self._held = None
 
-    @torch.inference_mode()
     def of(self, region: Region, worth_holding: Region, plan: Plan, report: Callable[[Region], None]) -> Tensor:
         """Features of a region of the image, (1, C, h, w), encoded in tiles with the halo around them; cut from those
         of the region that is worth holding, where the plan allows to. ``report`` is told of every tile encoded."""
@@ -626,30 +654,41 @@ class _Painting:
 
     def bands(self) -> Iterator[Array]:
         done = 0
-        threads = self.engine.threads
         keep = reused_memory() if self.engine.device.type == "cpu" else nullcontext()
+        with keep, ThreadPoolExecutor(self.painters, initializer=_one_thread) as pool:
+            if self.engine.device.type == "cpu":
+                self._start(pool)
+            while done < self.task.painted[0]:
+                failed = False
+                try:
+                    for band in self._code_band(done, pool):
+                        yield band
+                        done += len(band)
+                        self.painted = done
+                        self._tell()
+                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    failed = True
+                # Outside the handler, whose traceback would keep the failed band's tensors alive.
+                if failed:
+                    self._shrink()
+            if not self.source.again:
+                self.source.forget()
+
+    def _start(self, pool: ThreadPoolExecutor) -> None:
+        """Start all painting threads. What each sets for itself, one thread of torch's, becomes the default of threads
+        to come as well; that is set back at once."""
+        threads = torch.get_num_threads()
+        together = threading.Barrier(self.painters)
         try:
-            with keep, ThreadPoolExecutor(self.painters, initializer=_one_thread) as pool:
-                while done < self.task.painted[0]:
-                    failed = False
-                    try:
-                        for band in self._code_band(done, pool):
-                            yield band
-                            done += len(band)
-                            self.painted = done
-                            self._tell()
-                    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                        if not is_out_of_memory(error):
-                            raise
-                        failed = True
-                    # Outside the handler, whose traceback would keep the failed band's tensors alive.
-                    if failed:
-                        self._shrink()
-                if not self.source.again:
-                    self.source.forget()
+            for started in [pool.submit(together.wait) for _ in range(self.painters)]:
+                started.result()
+        except BaseException:
+            together.abort()
+            raise
         finally:
-            if threads > 1:  # what the painting threads set for themselves has become the default of threads to come
-                torch.set_num_threads(threads)
+            torch.set_num_threads(threads)
 
     def _tell(self) -> None:
         """Report which share of the work is done, about: rows that neighbouring bands encode again do not count."""
@@ -682,7 +721,6 @@ class _Painting:
         margin = self.engine.model.fold_px
         return Region(*_codes_around(rows, size[0], margin), *_codes_around(columns, size[1], margin))
 
-    @torch.inference_mode()
     def _fold(self, view: View, features: _Features, rows: coords.Axis) -> Field:
         """The field that some of the painted rows are painted from."""
         size = features.size
@@ -692,10 +730,13 @@ class _Painting:
         else:
             worth_holding = self._region(size, *view.of_axes(self.rows, self.columns, size))
         region = self._region(size, *seen)
-        cell = torch.tensor([axis.cell for axis in seen], device=self.engine.device)
-        with self.engine.exact():
+        cell = torch.tensor([axis.cell for axis in seen], dtype=torch.float32, device=self.engine.device)
+        with self.engine.computing():
             plan = self.plan._replace(tile=self.plan.tile[::-1]) if view.transposed else self.plan
             codes = features.of(region, worth_holding, plan, self._tile_encoded)
+            # oneDNN's ReLU makes zeros of what is no number, and a picture of them. A GPU's bands show it themselves.
+            if codes.device.type == "cpu" and not math.isfinite(float(codes.sum(dtype=torch.float32))):
+                raise self._no_numbers()
             return self.engine.model.fold(codes, cell, Window(region.top, region.left, size))
 
     def _code_band(self, start: int, pool: ThreadPoolExecutor) -> Iterator[Array]:
@@ -724,27 +765,30 @@ class _Painting:
 
     def _checked(self, pending: _OnItsWay) -> Array:
         band = pending.arrived()
-        if pending.finite:
-            return band
+        if not pending.finite:
+            raise self._no_numbers()
+        return band
+
+    def _no_numbers(self) -> LiifError:
         precision = str(self.engine.dtype).removeprefix("torch.")
         if self.engine.dtype == torch.float32:
-            raise ModelError("the model answers this picture with values that are no numbers; use another model")
-        raise RangeError(f"values leave the range of {precision} with this model; use --precision float32")
+            return ModelError("the model answers this picture with values that are no numbers; use another model")
+        return RangeError(f"values leave the range of {precision} with this model; use --precision float32")
 
     def _paint(self, field: Field, rows: coords.Axis, columns: coords.Axis, pool: ThreadPoolExecutor) -> Tensor:
         if self.engine.device.type != "cpu":
-            with torch.inference_mode():
+            with self.engine.computing():
                 return field.paint(rows, columns)
         # Tiles, several for each thread, no wider than is good for one.
         height, width = len(rows.position), len(columns.position)
-        out = torch.empty(height, width, 3)
+        out = torch.empty(height, width, 3, dtype=torch.float32, device="cpu")
         tile_columns = min(TILE_COLUMNS, width)
         across = -(-width // tile_columns)
         down = max(1, min(height, -(-3 * self.painters // across)))
         tile_rows = min(-(-height // down), TILE_ROWS)
 
         def tile(y: int, x: int) -> None:
-            with torch.inference_mode():
+            with self.engine.computing():
                 out[y : y + tile_rows, x : x + tile_columns] = field.paint(
                     rows._replace(position=rows.position[y : y + tile_rows]),
                     columns._replace(position=columns.position[x : x + tile_columns]),
@@ -772,8 +816,8 @@ class _OnItsWay:
         if band.device.type != "cuda":
             self._host, self._total, self._event = band.cpu(), total.cpu(), None
             return
-        self._host = torch.empty(band.shape, dtype=band.dtype, pin_memory=True)
-        self._total = torch.empty((), dtype=total.dtype, pin_memory=True)
+        self._host = torch.empty(band.shape, dtype=band.dtype, device="cpu", pin_memory=True)
+        self._total = torch.empty((), dtype=total.dtype, device="cpu", pin_memory=True)
         stream = _copying(band.device)
         stream.wait_stream(torch.cuda.current_stream(band.device))
         with torch.cuda.stream(stream):

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ FARTHEST = 4.0
 
 
 _log = logging.getLogger(__name__)
+
+# oneDNN keeps the code it makes for each new shape, by default of 1024 of them: a batch of pictures of all sizes would
+# take ever more memory for it. A network has a dozen shapes. Heard when oneDNN is first used.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 
 def load(
@@ -238,6 +242,8 @@ class PictureField:
     """An encoded image: paint any window of it at any size."""
 
     def __init__(self, upscaler: Upscaler, image: Any, *, ensemble: bool = False, again: bool = True) -> None:
+        if again and isinstance(image, np.ndarray):
+            image = image.copy()  # it is encoded when a window is asked for, and its owner may use it anew until then
         self._picture, self._restore = _as_picture(image)
         self._open = upscaler.open(self._picture, ensemble=ensemble, again=again)
 
@@ -273,7 +279,7 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         for kind, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
-            device = torch.device(kind)
+            device = _numbered(torch.device(kind))
             if there and (problem := _problem_of(device)) is None:
                 return device
             if there:
@@ -290,8 +296,17 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps")
     if (device.index or 0) >= count:
         raise UsageError(f"there is no device {name!r} here: use --device cpu, or auto")
+    device = _numbered(device)
     if problem := _problem_of(device):
         raise UsageError(f"device {name!r} cannot be used ({problem}): use --device cpu, or auto")
+    return device
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """The device with its number: without one it would be another in threads with another present GPU."""
+    if device == torch.device("cuda"):
+        with suppress(RuntimeError, AssertionError):  # what is wrong with it is found out by trying
+            return torch.device("cuda", torch.cuda.current_device())
     return device
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from liif_cli import checkpoint, coords
 from liif_cli.checkpoint import Checkpoint
@@ -198,3 +198,35 @@ def test_a_pth_of_something_else_is_refused(tmp_path, model):
 def test_a_missing_file_is_said(tmp_path):
     with pytest.raises(ModelError, match="cannot be read"):
         checkpoint.read(tmp_path / "absent.pth")
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_feats", 4000), ("n_resblocks", 100_000)])
+def test_a_network_far_larger_than_its_file_is_refused_before_it_is_built(tmp_path, name, value):
+    spec = json.loads(json.dumps(SPEC))
+    spec["args"]["encoder_spec"]["args"][name] = value
+    checkpoint.write(tmp_path / "a.safetensors", Checkpoint(spec, {"other": torch.zeros(1)}, {}))
+    with pytest.raises(ModelError, match=rf"its {name} of {value} is more than its 1 tensors can fill"):
+        checkpoint.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("value", ["x", None, [1], float("nan"), 1e39, True])
+def test_a_factor_that_is_no_number_is_refused(value):
+    spec = json.loads(json.dumps(SPEC))
+    spec["args"]["encoder_spec"]["args"]["res_scale"] = value
+    with pytest.raises(ModelError, match="res_scale"):
+        build(spec)
+
+
+@pytest.mark.parametrize("facts", ["[]", "1", '"x"', "[" * 100_000])
+def test_facts_that_are_no_table_are_damage(tmp_path, facts):
+    header = {"format": checkpoint.FORMAT, "spec": json.dumps(SPEC), "facts": facts}
+    (tmp_path / "a.safetensors").write_bytes(save({"w": torch.zeros(1)}, metadata=header))
+    with pytest.raises(ModelError, match="damaged"):
+        checkpoint.read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(3, 3).to_sparse(), torch.zeros(1, dtype=torch.complex64)])
+def test_tensors_of_odd_kinds_are_refused(tmp_path, tensor):
+    torch.save({"model": {"name": "liif", "args": SPEC["args"], "sd": {"w": tensor}}}, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match="w is no plain tensor"):
+        checkpoint.load(tmp_path / "a.pth")

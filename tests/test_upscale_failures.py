@@ -414,6 +414,16 @@ def test_pixels_that_are_more_than_the_memory_are_not_read(
     pixels = np.random.default_rng(0).integers(0, 256, (3000, 3000, 4), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "veil.png", compress_level=1)
     monkeypatch.setattr("liif_cli.batch.within_process", lambda memory_bytes: 200 * 2**20)
+    save(tmp_path / "wide.png", photo(300, 15_000))
+    for extension, words in (
+        ("tif", "writing it as TIFF takes about 236 MiB"),
+        ("avif", "writing it as AVIF takes about"),
+    ):
+        ran = upscale(
+            "wide.png", "--scale", "4" if extension == "tif" else "2", "--format", extension, "--memory", "1G"
+        )
+        assert ran.code == 4
+        assert words in ran.err
     ran = upscale("veil.png", "--width", "100", "--memory", "1G")
     assert ran.code == 4
     assert "veil.png: needs 241 MiB beside its pixels, and --memory leaves 187 MiB; raise it" in ran.err

@@ -12,7 +12,7 @@ from liif_cli.images.header import Header, may_move, read_header
 from liif_cli.images.picture import Picture
 from liif_cli.images.pillow import from_pil, to_pil
 from liif_cli.images.read import DEFAULT_MAX_PIXELS, EXTENSIONS, read
-from liif_cli.images.write import Writer, open_writer, write
+from liif_cli.images.write import Writer, open_writer, write, writer_bytes
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -42,4 +42,5 @@ __all__ = [
     "to_pil",
     "write",
     "write_animation",
+    "writer_bytes",
 ]

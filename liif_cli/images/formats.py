@@ -20,7 +20,8 @@ class Format:
 
     `longest_px` is a side's limit, `largest_px` that of all pixels. `streams`: written band by band, in
     constant memory. `lossy`: a quality may be chosen. `share`: what is left of the uncompressed bytes at least, by
-    experience, for the estimate of space. `segment_bytes`: the most that one piece of metadata may have.
+    experience, for the estimate of space. `segment_bytes`: the most that one piece of metadata may have. `rows`: of
+    the output that a stream holds, about, measured. `encoder_px`: bytes a pixel that encoding from memory takes.
     """
 
     name: str
@@ -33,12 +34,15 @@ class Format:
     lossy: bool = False
     largest_px: int | None = None
     segment_bytes: int | None = None
+    rows: int = 0
+    encoder_px: int = 4  # Pillow's copy
 
 
 _NO_LIMIT = (1 << 31) - 1
+STREAM_BYTES = 30 << 20  # libvips's own buffers
 
 FORMATS = (
-    Format("PNG", (".png", ".apng"), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.25),
+    Format("PNG", (".png", ".apng"), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.25, rows=800),
     # 65,500 is the limit of libjpeg, below that of the format. A segment has 16 bits of length, two bytes of it its
     # own.
     Format(
@@ -51,9 +55,10 @@ FORMATS = (
         share=0.03,
         lossy=True,
         segment_bytes=65_533,
+        rows=800,
     ),
     Format("WebP", (".webp",), 16_383, alpha=True, deep=False, streams=False, share=0.02, lossy=True),
-    Format("TIFF", (".tif", ".tiff"), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.25),
+    Format("TIFF", (".tif", ".tiff"), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.25, rows=1300),
     # The format holds 65,535 a side, but readers stop at these limits of libavif.
     Format(
         "AVIF",
@@ -65,6 +70,7 @@ FORMATS = (
         share=0.01,
         lossy=True,
         largest_px=1 << 28,
+        encoder_px=40,
     ),
     Format("GIF", (".gif",), 65_535, alpha=True, deep=False, streams=False, share=0.05),
     # Its lengths are 32-bit: 4 GB at three bytes a pixel.
@@ -72,7 +78,7 @@ FORMATS = (
         "BMP", (".bmp", ".dib"), _NO_LIMIT, alpha=False, deep=False, streams=False, share=1.0, largest_px=1_431_000_000
     ),
     # A pyramid of tiles, JPEG where they are opaque and 8-bit, else PNG.
-    Format("DeepZoom", (".dzi",), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.03, lossy=True),
+    Format("DeepZoom", (".dzi",), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.03, lossy=True, rows=1300),
 )
 
 
@@ -150,6 +156,14 @@ def check_tiles_folder(path: Path, target: Path, *, overwrite: bool) -> None:
 def held_bytes(size: tuple[int, int], like: Picture) -> int:
     """Return the bytes taken by a picture that is written from memory: its array, and Pillow's copy of four a pixel."""
     return size[0] * size[1] * (like.channels * like.pixels.itemsize + 4)
+
+
+def writing_bytes(known: Format, size: tuple[int, int], like: Picture, *, streamed: bool) -> int:
+    """Return about what writing takes: as a stream, its buffers; from memory, the picture and what encodes it."""
+    sample = like.channels * like.pixels.itemsize
+    if streamed:
+        return STREAM_BYTES + min(known.rows, size[0]) * size[1] * sample
+    return size[0] * size[1] * (sample + known.encoder_px)
 
 
 def _check_capacity(path: Path, known: Format, size: tuple[int, int], like: Picture) -> None:

@@ -46,7 +46,8 @@ _BIG_BYTES = 1 << 31
 
 
 class Stream:
-    """A writer whose bands are compressed while the next ones are painted; about 30 MB whatever the picture's height.
+    """A writer whose bands are compressed while the next ones are painted, in memory that does not depend on the
+    picture's height (`formats.writing_bytes`).
 
     A context manager: leaving the block without an error finishes the file at `temporary`, leaving it with one stops
     everything and leaves removal to the owner of `temporary`. Errors name `final`.

@@ -13,7 +13,7 @@ from liif_cli.errors import UsageError
 from liif_cli.files import atomic_path, cannot_write
 from liif_cli.images import metadata
 from liif_cli.images.bands import Bands
-from liif_cli.images.formats import Format, check_output, held_bytes
+from liif_cli.images.formats import Format, check_output, held_bytes, writing_bytes
 from liif_cli.images.gif import save_gif
 from liif_cli.images.picture import Array, Picture
 from liif_cli.images.pillow import as_channels, in_srgb
@@ -117,6 +117,11 @@ def carried(like: Picture, size: tuple[int, int], *, strip: bool) -> Picture:
         iptc=None if strip else like.iptc,
         texts=() if strip else like.texts,
     )
+
+
+def writer_bytes(known: Format, size: tuple[int, int], like: Picture, budget_bytes: int) -> int:
+    """Return about what `open_writer` will take with such a budget."""
+    return writing_bytes(known, size, like, streamed=_streamed(known, size, like, budget_bytes))
 
 
 def _streamed(known: Format, size: tuple[int, int], like: Picture, budget_bytes: int) -> bool:

@@ -24,6 +24,7 @@ __all__ = ["Field", "Model", "Spec", "Window", "build"]
 
 Spec = dict[str, Any]
 MOST_WEIGHTS = 2**26  # of a decoder: more is a mistake
+MOST_FACTOR = 1e6  # of a residual, likewise
 
 
 def _edsr_baseline(
@@ -34,7 +35,7 @@ def _edsr_baseline(
     no_upsampling: bool = False,
     rgb_range: int = 1,
 ) -> Encoder:
-    return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling)
+    return EDSR(n_resblocks, n_feats, _factor(res_scale), scale, no_upsampling)
 
 
 def _edsr(
@@ -45,7 +46,13 @@ def _edsr(
     no_upsampling: bool = False,
     rgb_range: int = 1,
 ) -> Encoder:
-    return EDSR(n_resblocks, n_feats, res_scale, scale, no_upsampling)
+    return EDSR(n_resblocks, n_feats, _factor(res_scale), scale, no_upsampling)
+
+
+def _factor(res_scale: float) -> float:
+    if isinstance(res_scale, bool) or not isinstance(res_scale, int | float) or not abs(res_scale) <= MOST_FACTOR:
+        raise ModelError(f"res_scale {res_scale!r}: give a number, such as 0.1")
+    return res_scale
 
 
 def _rcan(
@@ -100,7 +107,7 @@ def _mlp(hidden_list: list[int], out_dim: int = 3, in_dim: int | None = None) ->
 
 def _widths(hidden_list: list[int]) -> list[int]:
     widths = hidden_list if isinstance(hidden_list, list | tuple) else []
-    are_widths = widths and all(isinstance(width, int) and width > 0 for width in widths)
+    are_widths = widths and all(type(width) is int and width > 0 for width in widths)
     # A first layer has some six hundred inputs at most.
     if not are_widths or sum(a * b for a, b in itertools.pairwise([600, *widths])) > MOST_WEIGHTS:
         raise ModelError(f"hidden_list {hidden_list!r}: give the width of each hidden layer, such as [256, 256]")

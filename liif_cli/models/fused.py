@@ -80,7 +80,7 @@ def layers(relative: Tensor, hidden: list[tuple[Tensor, Tensor]], last: tuple[Te
 def paint(codes: Tensor, rows: Corner, columns: Corner, decoder: Layers) -> Tensor:
     """Codes (h, w, H), contiguous, to colours (rows, columns, 3) in float32."""
     height, width = rows.code.shape[1], columns.code.shape[1]
-    out = torch.empty(height, width, 3, device=codes.device)
+    out = torch.empty(height, width, 3, dtype=torch.float32, device=codes.device)
     hidden = codes.shape[-1]
     pieces = max(1, hidden // PIECE)
     corners = len(rows.code)

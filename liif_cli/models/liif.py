@@ -224,7 +224,8 @@ class _CPUPainter:
 
         # The block: about as many queries as its cache holds, whole rows or a part of one. All are of one size; the
         # last one overlaps the one before it.
-        queries = max(self.corners, CPU_BLOCK_BYTES // (hidden * dtype.itemsize))
+        widest = max(hidden, *(len(bias) for _, bias in self.decoder.hidden), 1)
+        queries = max(self.corners, CPU_BLOCK_BYTES // (widest * dtype.itemsize))
         self.tops, self.down = _blocks(self.rows, queries // (self.corners * self.columns))
         self.lefts, self.across = _blocks(self.columns, queries // self.corners)
         lines = self.down * corners_down * width
@@ -232,12 +233,13 @@ class _CPUPainter:
         self.lines = self.table[:lines].view(self.down, corners_down, width, hidden)
         # Of each query the two rows of the table, (rows, columns, K, K, 2), for each part of the columns; its place in
         # the block; where sums begin.
-        terms = torch.empty(self.down, self.columns, corners_down, corners_across, 2, dtype=torch.int32)
-        line = torch.arange(self.down * corners_down).view(self.down, 1, corners_down, 1) * width
+        cpu = torch.device("cpu")
+        terms = torch.empty(self.down, self.columns, corners_down, corners_across, 2, dtype=torch.int32, device=cpu)
+        line = torch.arange(self.down * corners_down, device=cpu).view(self.down, 1, corners_down, 1) * width
         terms[..., 0] = line + (horizontal.code - left).T[:, None]
-        terms[..., 1] = lines + torch.arange(horizontal.code.numel()).view(-1, self.columns).T[:, None]
+        terms[..., 1] = lines + torch.arange(horizontal.code.numel(), device=cpu).view(-1, self.columns).T[:, None]
         self.terms = [terms[:, left : left + self.across].flatten() for left in self.lefts]
-        places = torch.arange(2 * self.down * self.across * self.corners, dtype=torch.int32)
+        places = torch.arange(2 * self.down * self.across * self.corners, dtype=torch.int32, device=cpu)
         self.pairs, self.places = places[::2].clone(), places[: len(places) // 2]
         self.blends = self.places[:: self.corners].clone()
 
@@ -245,19 +247,21 @@ class _CPUPainter:
         # are 0.2 % too much), which would show as a change of brightness; what they do add up to is divided out.
         # As products of matrices, of which one has zeros where a row's other corner is: many times faster than
         # broadcasting over axes of two.
-        apart = torch.einsum("ij,kc->icjk", torch.eye(corners_down), horizontal.weight.float())
+        floats: dict[str, Any] = {"dtype": torch.float32, "device": cpu}
+        apart = torch.einsum("ij,kc->icjk", torch.eye(corners_down, **floats), horizontal.weight.float())
         share = vertical.weight.T.float() @ apart.reshape(corners_down, -1)
         self.share = share.to(dtype).view(self.rows, self.columns, self.corners)
-        self.total = (self.share.float().flatten(0, 1) @ torch.ones(self.corners, 1)).view(self.rows, self.columns, 1)
+        total = self.share.float().flatten(0, 1) @ torch.ones(self.corners, 1, **floats)
+        self.total = total.view(self.rows, self.columns, 1)
         # The last layer with a fourth, idle colour, the other way round: small products of this shape are the fastest.
         weight, self.last_bias = self.decoder.last
         self.last_weight = F.pad(weight.T, (0, 0, 0, 1))
-        self.states = torch.empty(self.down * self.across, len(weight))
-        self.values = torch.empty(4, self.down * self.across)
+        self.states = torch.empty(self.down * self.across, len(weight), **floats)
+        self.values = torch.empty(4, self.down * self.across, **floats)
         self.colours = self.values[:3].T.view(self.down, self.across, 3)
 
     def paint(self) -> Tensor:
-        out = torch.empty(self.rows, self.columns, 3)
+        out = torch.empty(self.rows, self.columns, 3, dtype=torch.float32, device="cpu")
         for top in self.tops:
             rows = slice(top, top + self.down)
             self._set_lines(rows)
@@ -372,7 +376,7 @@ class _GPUPainter:
 
     def _paint_blocks(self) -> Tensor:
         rows, columns = self.vertical.code.shape[1], self.horizontal.code.shape[1]
-        out = torch.empty(rows, columns, 3, device=self.codes.device)
+        out = torch.empty(rows, columns, 3, dtype=torch.float32, device=self.codes.device)
         widest = max(self.codes.shape[-1], *(len(bias) for _, bias in self.decoder.hidden), 1)
         height = max(1, GPU_BLOCK_VALUES // (columns * widest))
         for top in range(0, rows, height):

@@ -89,7 +89,7 @@ class MetaSRField(Field):
             0
         ].float()
         column_part = horizontal.relative[0].float().to(device)[:, None] * self.of_relative[:, 1].float()
-        out = torch.empty(len(row_index), len(column_index), 3, device=device)
+        out = torch.empty(len(row_index), len(column_index), 3, dtype=torch.float32, device=device)
         queries = CPU_BLOCK_QUERIES if device.type == "cpu" else GPU_BLOCK_QUERIES
         height = max(1, queries // len(column_index))
         for start in range(0, len(row_index), height):

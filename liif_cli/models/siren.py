@@ -96,7 +96,7 @@ class SirenField(Field):
             ((2 * axis.position + 1) / count - 1).float()
             for axis, count in zip((rows, columns), self.window.image_size, strict=True)
         ]
-        out = torch.empty(len(places[0]), len(places[1]), 3, device=device)
+        out = torch.empty(len(places[0]), len(places[1]), 3, dtype=torch.float32, device=device)
         queries = CPU_BLOCK_QUERIES if device.type == "cpu" else GPU_BLOCK_QUERIES
         height = max(1, queries // len(places[1]))
         for top in range(0, len(places[0]), height):

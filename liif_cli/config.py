@@ -236,7 +236,7 @@ def _read(name: str, children: tuple[str, ...]) -> dict[str, Any]:
         text = (resources.files("liif_cli") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     elif name.endswith((".toml", ".json")):
         try:
-            text = Path(name).read_text(encoding="utf-8")
+            text = Path(name).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not text"
             raise UsageError(f"{name}: cannot be read: {reason}") from None

@@ -45,9 +45,10 @@ DRAWERS, GPU_DRAWERS = {"cpu": 1}, 4
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".heic"})
 
 
-# Folders of benchmarks, as they are published, that are not for training: reduced copies (DIV2K_train_LR_bicubic) and
-# what is held out (DIV2K_valid_HR).
-_REDUCED, _SET_APART = re.compile(r"(.*_)?LR(_.*)?"), re.compile(r"(.*_)?(LR|valid|test)(_.*)?")
+# Folders of benchmarks, as they are published, that are not for training: reduced copies (DIV2K_train_LR_bicubic,
+# LRbicx2) and what is held out (DIV2K_valid_HR).
+_REDUCED = re.compile(r"(.*_)?LR((bic|BI|BD|DN|_|x).*)?")
+_SET_APART = re.compile(rf"{_REDUCED.pattern}|(.*_)?(valid|test)(_.*)?")
 RUN_STATE = "state.pth"  # what tells the folder of a training run
 # Of stores: to be counted up when what is made of a file changes.
 STORE_VERSION = 1
@@ -74,7 +75,8 @@ def _is_called(path: Path, pattern: re.Pattern[str]) -> bool:
 
 def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
     """All pictures below a folder, by their file names' endings, in a fixed order, but for those below the folders
-    ``without`` and what is hidden; of a file, the file. Raises InputError where there are none."""
+    ``without``, reduced copies beside their originals (img_001_SRF_2_LR.png and ..._HR.png), and what is hidden; of a
+    file, the file. Raises InputError where there are none."""
     folder = Path(folder)
     if is_file(folder):
         return [folder]
@@ -84,7 +86,13 @@ def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
     files = []
     for here, folders, names in walk(folder):
         folders[:] = (name for name in folders if not name.startswith(".") and here / name not in apart)
-        found = (here / name for name in names if not name.startswith("."))
+        there = {Path(name).stem for name in names}
+        found = (
+            here / name
+            for name in names
+            if not name.startswith(".")
+            and not (name.rpartition(".")[0].endswith("_LR") and f"{Path(name).stem.removesuffix('LR')}HR" in there)
+        )
         files += [path for path in found if path.suffix.lower() in SUFFIXES and is_file(path)]
     files.sort()
     if not files:
@@ -243,8 +251,12 @@ def _decoded(path: Path) -> np.ndarray | str:
 
 
 def _drop_earlier(index: Path, source: list[Any]) -> None:
-    """Delete the stores of the same folder as it was before, but for those that were opened in the last day: somebody
-    may still read from them."""
+    """Delete the stores of the same folder as it was before, and unfinished ones, but for those that were opened in the
+    last day: somebody may still read from them, or write."""
+    for other in index.parent.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - other.stat().st_mtime > STORE_KEPT_S:
+                other.unlink()
     for other in index.parent.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             old = time.time() - other.stat().st_mtime > STORE_KEPT_S

@@ -166,6 +166,8 @@ def load_methods(
             continue
         path = weights.resolve(model)
         file = path / checkpoint.RUN_MODEL if path.is_dir() else path
+        if not file.is_file():
+            checkpoint.read(path)  # which says what is wrong with it
         # First of all: a run that goes on meanwhile may write a newer one.
         name, identity = _name(model, path), f"model:{sha256_of(file)[:16]}"
         engine = Engine(checkpoint.load(path), chosen, dtype, 0)

@@ -22,8 +22,10 @@ import csv
 import hashlib
 import json
 import math
+import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +58,7 @@ STATE, CONFIG, LOG, VALIDATION, SAMPLE = RUN_STATE, "config.json", "log.csv", "v
 AGREE_EVERY = 5
 TEACHER = "teacher.safetensors"
 SAME_EVENT_S = 1.0  # a signal that comes again within this time tells of the same event
+STOPPING = b"\nliif: stopping after this step, then saving; the same signal again stops at once, without saving\n"
 
 REMEDY = (
     "the run has diverged, and nothing was saved since its last checkpoint; begin one with that, if there is one, as"
@@ -497,7 +500,7 @@ def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = N
             temporary.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
     every = config.validation.every
     on_cpu = trainer.device.type == "cpu"
-    with _stop_signal() as asked, _Log(run, trainer) as log:
+    with _stop_signal(first=processes.first) as asked, _Log(run, trainer) as log:
         if validator is not None and trainer.iteration >= config.iterations and not trainer.is_scored_by(validator):
             log.scores(validator, run)  # was stopped, or failed, when it came to that
             trainer.save(run)
@@ -630,14 +633,16 @@ def _forget_after(table: Path, iteration: int) -> None:
     with table.open(newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
     with atomic_path(table, overwrite=True) as temporary, temporary.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *(row for row in rows if row and int(row[0]) <= iteration)])
+        csv.writer(file).writerows(
+            [header, *(row for row in rows if row and row[0].isdecimal() and int(row[0]) <= iteration)]
+        )
 
 
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[list[int]]:
+def _stop_signal(*, first: bool) -> Iterator[list[int]]:
     """Within the block, signals that ask to stop are noted in the list, the first of each; one that comes again, later
     than by the same event's second messenger (a shell's and the system's, a launcher's and the batch system's), does
-    what it did before."""
+    what it did before. The first process says that it has heard."""
     asked: list[int] = []
     before: dict[int, Any] = {}
     came: dict[int, float] = {}
@@ -645,6 +650,10 @@ def _stop_signal() -> Iterator[list[int]]:
     def note(number: int, frame: Any) -> None:
         now = time.monotonic()
         if number not in came:
+            if not asked and first and sys.stderr is not None:
+                # By the system alone: what prints may be in the middle of it.
+                with contextlib.suppress(OSError, ValueError):
+                    os.write(sys.stderr.fileno(), STOPPING)
             asked.append(number)
             came[number] = now
         elif now > came[number] + SAME_EVENT_S:

@@ -462,3 +462,23 @@ def test_a_batch_that_processes_cannot_share_is_refused():
     assert [list(Processes(rank, 2).share(6)) for rank in range(2)] == [[0, 1, 2], [3, 4, 5]]
     with pytest.raises(UsageError, match="multiple"):
         Processes(0, 4).share(6)
+
+
+def test_what_a_killed_run_left_is_no_obstacle_and_goes(train, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".config.json.0a1b2c3d.part", "teacher.safetensors"):
+        (run / name).write_bytes(b"half")
+    assert train("-o", run, sets=["iterations=1"]).code == 0
+    assert not list(run.glob(".*.part"))
+
+
+def test_a_log_that_a_power_cut_damaged_does_not_keep_a_run_from_going_on(train, tmp_path):
+    run = tmp_path / "run"
+    assert train("-o", run, sets=["iterations=2"]).code == 0
+    for damage in ("\0\0\0\0\0", "iter"):
+        with (run / "log.csv").open("a") as log:
+            log.write(damage)
+    assert train("-o", run, "--resume", sets=["iterations=3"]).code == 0
+    rows = (run / "log.csv").read_text().splitlines()
+    assert all(row.partition(",")[0].isdecimal() for row in rows[1:])

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import photo, save
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -633,3 +634,35 @@ def test_a_model_method_asks_the_engine_and_nothing_else() -> None:
     image = np.random.default_rng(1).integers(0, 256, (12, 15, 3), dtype=np.uint8)
     painted = method.paint(image, (31, 40))
     np.testing.assert_array_equal(painted, np.concatenate(list(method.engine.bands(image, (31, 40)))))
+
+
+def test_a_known_set_is_known_by_the_folder_of_its_originals(tmp_path):
+    save(tmp_path / "benchmark/Set5/HR/a.png", photo(48, 48))
+    found = find(str(tmp_path / "benchmark/Set5/HR"), ())
+    assert (found.title, found.rgb, [truth.name for truth in found.truths]) == ("Set5", False, ["a"])
+
+
+@pytest.mark.parametrize("name", ["ax2.png", "a.png", "a.bmp", "ax2.bmp"])
+def test_low_resolution_files_are_known_by_either_name(tmp_path, name):
+    save(tmp_path / "Set5/HR/a.png", photo(48, 48))
+    small = save(tmp_path / "Set5/LR_bicubic/X2" / name, photo(24, 24, seed=1))
+    found = find("set5", [tmp_path])
+    assert found.low_res_file(found.truths[0], 2, Protocol()) == small
+
+
+def test_reduced_copies_beside_their_originals_are_not_scored(tmp_path):
+    for name in ("img_001_SRF_2_HR.png", "img_001_SRF_2_LR.png", "alone_LR.png"):
+        save(tmp_path / "set" / name, photo(48, 48))
+    save(tmp_path / "set/LRbicx2/img_001.png")
+    save(tmp_path / "set/LRbicx4/img_001.png")
+    found = find(str(tmp_path / "set"), ())
+    assert [truth.name for truth in found.truths] == ["alone_LR.png", "img_001_SRF_2_HR.png"]
+
+
+def test_a_run_without_a_model_is_no_model(cli, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    save(tmp_path / "photos/a.png", photo(48, 48))
+    ran = cli("eval", "--dataset", "photos", "--scales", "2", "-m", "run")
+    assert ran.code == 3
+    assert "run: a folder without model.safetensors" in ran.err

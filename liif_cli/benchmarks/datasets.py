@@ -112,7 +112,9 @@ class Dataset(NamedTuple):
         folder = self._folder(scale, protocol)
         if folder is None:
             return None
-        path = folder / f"{truth.path.stem}x{scale:g}.png"
+        names = f"{truth.path.stem}x{scale:g}", truth.path.stem
+        paths = [folder / f"{name}{suffix}" for name in names for suffix in (".png", truth.path.suffix, ".bmp")]
+        path = next(filter(is_file, paths), paths[0])
         if not is_file(path):
             raise InputError(
                 f"{path}: missing, the low-resolution picture of {truth.path.name}; put it there, or add"
@@ -180,8 +182,9 @@ def _folder_set(path: Path) -> Dataset:
     for known in KNOWN.values():
         # The folder of a known set, named by its path, is scored as that set.
         for ending in (known.high_res, known.high_res.partition("/")[0]):
-            if resolved.name.lower() == Path(ending).name.lower() and resolved.name != "HR":
-                root = resolved.parents[len(Path(ending).parts) - 1]
+            parts = Path(ending.lower()).parts
+            if tuple(part.lower() for part in resolved.parts[-len(parts) :]) == parts:
+                root = resolved.parents[len(parts) - 1]
                 if is_folder(root / known.high_res):
                     return _known(known, root)
         if resolved.name.lower() == known.title.lower() and is_folder(resolved / known.high_res):

@@ -325,6 +325,8 @@ def _check_page(path: Path) -> None:
     """Another program's page is not replaced."""
     from liif_cli.report import MADE_BY
 
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; name another one for the report")
     if path.exists() and MADE_BY not in path.read_text(encoding="utf-8", errors="replace"):
         raise OutputError(f"{path}: exists, and is no report of liif's; name another folder")
 

@@ -219,7 +219,10 @@ def _train(
         trainer.learn_from(teacher, config.teacher)
     done = trainer.iteration >= config.iterations
     if done:
-        say.note(f"{run}: all {config.iterations} iterations are done; --set iterations=N goes further")
+        say.note(
+            f"{run}: all {config.iterations} iterations are done; --set iterations=N goes further, at first with the"
+            " higher learning rate of a run of that length"
+        )
     if done and (validator is None or trainer.is_scored_by(validator)):
         if processes.first:
             print(run / checkpoint.RUN_MODEL)
@@ -334,7 +337,9 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
     except (OSError, ValueError, AttributeError, UsageError) as error:
         reason = str(error).removeprefix(f"{saved}: ")
     begun = before is not None or state.exists()  # other programs have a config.json, too
-    if run.is_dir() and not begun and any(run.iterdir()):
+    # What a run that was killed at its very beginning may have left.
+    items = list(run.iterdir()) if run.is_dir() else []
+    if not begun and any(item.name != "teacher.safetensors" and not item.match(".*.part") for item in items):
         raise OutputError(f"{run}: holds something that is not a training run; name another folder with -o")
     if begun and not resume and not overwrite:
         raise OutputError(
@@ -391,6 +396,9 @@ def _alone(run: Path) -> Iterator[None]:
                 f"{run}: another process is training there; wait for it, or name another folder with -o"
             ) from None
     try:
+        for left in run.glob(".*.part"):  # of runs that were killed while they saved
+            with contextlib.suppress(OSError):
+                left.unlink()
         yield
     finally:
         lock.release()

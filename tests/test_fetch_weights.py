@@ -363,7 +363,7 @@ def test_a_mismatch_is_told_from_a_server_that_is_away(server: Server, partial: 
 
 
 def test_a_server_that_is_not_there_is_one_line(partial: Path, told: Told) -> None:
-    with pytest.raises(ModelError, match=r"^127\.0\.0\.1: cannot be reached; is there a connection\?$"):
+    with pytest.raises(ModelError, match=r"^127\.0\.0\.1: cannot be reached \(is there a connection\?\)$"):
         download.download(wanted("http://127.0.0.1:9/a"), partial, told)
 
 

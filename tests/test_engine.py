@@ -905,3 +905,13 @@ def test_the_peak_stays_within_the_budget_and_near_it(budget_mib):
     assert peak <= budget
     # A plan that uses a small part of what it is given would be slower than it must be.
     assert peak >= 0.3 * budget
+
+
+def test_values_that_are_no_numbers_are_an_error_in_float32_too():
+    """oneDNN's product with a ReLU makes zeros of them."""
+    engine = make("liif")
+    with torch.no_grad():
+        engine.model.encoder.head[0].weight.mul_(1e38)
+        engine.model.encoder.body[0].body[0].weight.mul_(1e38)
+    with pytest.raises(ModelError, match="no numbers"):
+        paint(engine, picture(9, 11), (20, 30))

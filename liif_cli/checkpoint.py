@@ -27,7 +27,7 @@ from liif_cli.images.quiet import quiet
 from liif_cli.models import Model, Spec, build
 
 FORMAT = "liif-1"
-MODERATE = 256, 64  # channels, and blocks, that any machine can build
+MODERATE_CHANNELS, MODERATE_BLOCKS = 256, 64  # what any machine can build
 RUN_MODEL = "model.safetensors"  # what a folder of a training run calls its model
 
 
@@ -86,7 +86,7 @@ def load(path: Path) -> Model:
 def restore(checkpoint: Checkpoint, source: str) -> Model:
     """Build the network and fill it; every tensor must be there, none to spare, each of its shape. Raises ModelError
     naming them."""
-    refuse_larger(checkpoint.spec, checkpoint.tensors, source)
+    _refuse_larger(checkpoint.spec, checkpoint.tensors, source)
     odd = [name for name, tensor in checkpoint.tensors.items() if not _is_plain(tensor)]
     if odd:
         raise ModelError(f"{source}: {odd[0]} is no plain tensor of numbers; the checkpoint is damaged")
@@ -111,7 +111,7 @@ def restore(checkpoint: Checkpoint, source: str) -> Model:
     return model.eval()
 
 
-def refuse_larger(spec: Spec, tensors: Mapping[str, Tensor], source: str) -> None:
+def _refuse_larger(spec: Spec, tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise ModelError for a network that is much larger than what is there to fill it: it would take all memory before
     anybody saw that they do not fit."""
     args = spec.get("args") if isinstance(spec, dict) else None
@@ -120,8 +120,8 @@ def refuse_larger(spec: Spec, tensors: Mapping[str, Tensor], source: str) -> Non
     args = args if isinstance(args, dict) else {}
     values = sum(tensor.numel() for tensor in tensors.values())
     # Each channel has a weight for each other one, each block a tensor or more.
-    count = max(MODERATE[1], len(tensors))
-    side = max(MODERATE[0], math.isqrt(values))
+    count = max(MODERATE_BLOCKS, len(tensors))
+    side = max(MODERATE_CHANNELS, math.isqrt(values))
     bounds = {"n_feats": side, "G0": side, "n_resblocks": count, "n_resgroups": count}
     for name, most in bounds.items():
         if isinstance(args.get(name), int) and args[name] > most:

@@ -107,7 +107,7 @@ class Found(NamedTuple):
 
     sources: list[Source]
     passed_over: list[Path]
-    closed: list[Path] = []  # noqa: RUF012  never changed
+    closed: list[Path]
 
 
 class Plan(NamedTuple):
@@ -156,7 +156,7 @@ def find_sources(
 
 def _meant(text: str, recursive: bool, apart: Path | None) -> Found:
     if text == "-":
-        return Found([Source(STANDARD)], [])
+        return Found([Source(STANDARD)], [], [])
     if not os.path.lexists(text) and glob.has_magic(text):
         matches = sorted(map(_plain, glob.glob(text, recursive=True)))  # noqa: PTH207  patterns may be absolute
         matches = [item for item in matches if not _is_tile(item)]
@@ -171,15 +171,15 @@ def _meant(text: str, recursive: bool, apart: Path | None) -> Found:
                 closed += found.closed
         if sources:
             return Found(sources, others, closed)
-        return Found([Source(_plain(text), problem=InputError(f"{text}: no picture matches this pattern"))], [])
+        return Found([Source(_plain(text), problem=InputError(f"{text}: no picture matches this pattern"))], [], [])
     return _in_folder_or_itself(_plain(text), recursive, apart)
 
 
 def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> Found:
     if not is_folder(path):
-        return Found([Source(path)], [])
+        return Found([Source(path)], [], [])
     if _is_tile(path):
-        return Found([], [])
+        return Found([], [], [])
     pictures = []
     others: list[Path] = []
     closed: list[Path] = []
@@ -201,7 +201,7 @@ def _in_folder_or_itself(path: Path, recursive: bool, apart: Path | None) -> Fou
     if pictures or problems:
         return Found(pictures + problems, others, closed)
     hint = "" if recursive else "; add -r to look in its folders too"
-    return Found([Source(path, problem=InputError(f"{path}: no pictures in this folder{hint}"))], [])
+    return Found([Source(path, problem=InputError(f"{path}: no pictures in this folder{hint}"))], [], [])
 
 
 def _is_tile(path: Path) -> bool:

@@ -43,8 +43,8 @@ FARTHEST = 4.0
 _log = logging.getLogger(__name__)
 
 # oneDNN keeps the code it makes for each new shape, by default of 1024 of them: a batch of pictures of all sizes would
-# take ever more memory for it. A network has a dozen shapes. Heard when oneDNN is first used.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+# take ever more memory for it. A network that learns has a few dozen. Heard when oneDNN is first used.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def load(

@@ -48,7 +48,7 @@ EXTENSIONS = frozenset(
 """The usual extensions of readable files, for looking through folders."""
 
 # Where Pillow keeps, beside a PNG file's texts, what it works with.
-_PILLOWS_OWN = ("transparency", "default_image", "gamma", "duration", "loop", "disposal", "blend")
+_PILLOWS_OWN = ("transparency", "default_image", "loop")
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"))
 _CONVERT = "convert it to PNG or TIFF first"
 # In the words of libvips (compression, mode) and Pillow (depth).

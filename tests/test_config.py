@@ -118,6 +118,8 @@ def test_values_are_changed_by_key():
         ("sample.kind=patches", ["'patches'", "crops"]),
         ("sample.scale_law=even", ["'even'", "uniform, log"]),
         ("sample.jpeg_share=2", ["sample.jpeg_share = 2.0", "1 at most"]),
+        ("sample.drawn_share=2", ["sample.drawn_share = 2.0", "1 at most"]),
+        ("sample.drawn_share=-1", ["sample.drawn_share = -1.0", "at least 0"]),
         ("sample.jpeg_min=97", ["sample.jpeg_max", "97"]),
         ("sample.jpeg_max=101", ["sample.jpeg_max = 101", "up to 100"]),
         ("sample.scale_max=0.5", ["sample.scale_max", "0.5"]),

@@ -85,6 +85,16 @@ def test_what_is_learned_is_the_teachers_mean_over_turned_and_transposed_samples
     torch.testing.assert_close(shared.high_res, 0.75 * first.high_res + 0.25 * batch.high_res, rtol=0, atol=1e-6)
 
 
+def test_what_is_drawn_is_not_taught(sampler, teacher):
+    sampler.rule = dataclasses.replace(RULE, low_res_side=12, drawn_share=0.5)
+    own = sampler.batch(0, range(12), CPU)
+    taught = next(Taught(sampler, teacher).batches(0, range(12), CPU))
+    assert 0 < own.drawn.sum() < 12
+    changed = (taught.high_res != own.high_res).any(dim=(1, 2))
+    assert torch.equal(changed, ~own.drawn)
+    assert torch.equal(taught.drawn, own.drawn)
+
+
 def test_each_batch_comes_once_in_each_view_and_not_before_all_others(sampler, teacher):
     steps = list(itertools.islice(Taught(sampler, teacher).batches(0, range(2), CPU), POOL * len(ALL_VIEWS) + 1))
     for place in (0, 1, POOL - 1):

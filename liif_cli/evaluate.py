@@ -299,20 +299,22 @@ def evaluate(
     known: Known | None = None,
     perceptual: Perceptual | None = None,
     started: Callable[[str], None] = lambda text: None,
+    left_out: Callable[[Truth, InputError], None] = lambda truth, why: None,
     keepers: Sequence[Keeper] = (),
 ) -> Generator[tuple[str, Score], None, None]:
     """Score everything, data set by data set, scale by scale, picture by picture; yield each score with its key.
 
     ``known`` scores are not computed again, unless one of ``keepers`` wants the enlargement. ``started`` is told what
-    is painted.
+    is painted, ``left_out`` which picture of a folder is left out, since it cannot be read.
 
-    Raises InputError, naming the picture, for what cannot be read or scored.
+    Raises InputError, naming the picture, for what cannot be read of a benchmark, or be scored.
     """
     known = known or {}
     protocol = work.protocol
     cells = [(d, s, t) for d in work.datasets for s in work.scales for t in d.truths]
     waiting: deque[tuple[str, Score | Future[Score]]] = deque()
     last_read: tuple[Path, Array] | None = None
+    unreadable: set[Path] = set()
 
     def prepare(dataset: Dataset, scale: float, truth: Truth) -> Pair:
         nonlocal last_read
@@ -322,6 +324,8 @@ def evaluate(
 
     def jobs(dataset: Dataset, scale: float, truth: Truth) -> list[tuple[Method, str, Score | None]]:
         """Each method, its score's key, and the score where nothing is to be painted for it."""
+        if truth.path in unreadable:
+            return []
         wanted = any(keeper.wants(dataset, truth) for keeper in keepers)
         keys = [key(method, dataset, truth, scale, protocol, perceptual is not None) for method in work.methods]
         return [(m, name, None if wanted else known.get(name)) for m, name in zip(work.methods, keys, strict=True)]
@@ -333,7 +337,14 @@ def evaluate(
             for number, (dataset, scale, truth) in enumerate(cells):
                 current, pair = following, None
                 if any(done is None for _, _, done in current):
-                    pair = ahead.result() if ahead is not None else prepare(dataset, scale, truth)
+                    try:
+                        pair = ahead.result() if ahead is not None else prepare(dataset, scale, truth)
+                    except InputError as error:
+                        if dataset.all_count:
+                            raise
+                        unreadable.add(truth.path)
+                        left_out(truth, error)
+                        current = []
                 ahead = None
                 if number + 1 < len(cells):
                     following = jobs(*cells[number + 1])

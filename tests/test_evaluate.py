@@ -447,9 +447,33 @@ def test_a_book_that_a_kill_cut_short_keeps_its_whole_lines(tmp_path: Path, monk
     assert book.path.read_text() == ""
 
 
-def test_a_picture_that_cannot_be_read_ends_the_run_and_keeps_the_rest(photos: Path, cache: Path) -> None:
+def test_a_folders_picture_that_cannot_be_read_is_left_out_and_told(photos: Path, tmp_path: Path) -> None:
+    whole = json.loads(liif("--dataset", photos, "--scales", "2,3", "-m", "none", "--json", "-").stdout)
+    (photos / "aa.png").write_bytes((photos / "a.png").read_bytes()[:200])
+    out = tmp_path / "out.json"
+    ran = liif("--dataset", photos, "--scales", "2,3", "-m", "none", "--json", out, "--report", tmp_path / "report")
+    assert ran.exit_code == 1
+    assert ran.stderr.count("left out: ") == 1
+    assert "aa.png: is cut short" in ran.stderr
+    assert ran.stderr.splitlines()[-1].endswith("aa.png: could not be read; the means are those of the other pictures")
+    content = json.loads(out.read_text())
+    assert [(row["images"], row["psnr"]) for row in content["rows"]] == [
+        (row["images"], row["psnr"]) for row in whole["rows"]
+    ]
+    assert (tmp_path / "report" / "index.html").is_file()
+    for name in ("a.png", "b.png"):
+        (photos / name).unlink()
+    ran = liif("--dataset", photos, "--scales", "2,3", "-m", "none")
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert "no picture could be read" in ran.stderr
+
+
+def test_a_benchmarks_picture_that_cannot_be_read_ends_the_run_and_keeps_the_rest(photos: Path, cache: Path) -> None:
     (photos / "c.png").write_bytes((photos / "a.png").read_bytes()[:200])
-    ran = liif("--dataset", photos, "--scales", "2", "-m", "none")
+    photos.rename(photos.parent / "HR")
+    (photos.parent / "Set5").mkdir()
+    (photos.parent / "HR").rename(photos.parent / "Set5" / "HR")
+    ran = liif("--dataset", photos.parent / "Set5", "--scales", "2", "-m", "none")
     assert ran.exit_code == 1
     assert "c.png: is cut short" in ran.stderr
     assert len(Scorebook(cache / "eval" / "scores.jsonl").read()) == 2

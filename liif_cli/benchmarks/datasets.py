@@ -78,6 +78,7 @@ class Dataset(NamedTuple):
     truths: Sequence[Truth]
     low_res: Path | None = None  # folder that may hold X2, X3, X4
     rgb: bool = False
+    all_count: bool = True  # a benchmark's means are over all its pictures, a folder's over those that can be read
 
     def source(self, scale: float, protocol: Protocol) -> str:
         """Where low-resolution pictures come from: "files", or what makes them."""
@@ -192,7 +193,7 @@ def _folder_set(path: Path) -> Dataset:
     if is_folder(path / "HR"):
         low_res = path / "LR_bicubic"
         return Dataset(resolved.name, _named(path / "HR", suffix=False), low_res if is_folder(low_res) else None)
-    return Dataset(resolved.name, _named(path, suffix=True))
+    return Dataset(resolved.name, _named(path, suffix=True), all_count=False)
 
 
 def _named(folder: Path, *, suffix: bool) -> list[Truth]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption, flag
-from liif_cli.errors import LiifError, OutputError, UsageError
+from liif_cli.errors import InputError, LiifError, OutputError, UsageError
 from liif_cli.files import is_folder, with_home
 
 if TYPE_CHECKING:
@@ -230,6 +230,7 @@ def evaluate(
     book = Scorebook(cache_folder() / "eval" / "scores.jsonl")
     known = book.read() if resume else {}
     scores: list[Score] = []
+    left_out: list[str] = []
     keepers: list[Keeper] = [] if save_images is None else [_Saver(save_images)]
     if report is not None:
         from liif_cli.report import Details, write_report
@@ -237,7 +238,19 @@ def evaluate(
         details = Details(work)
         keepers.append(details)
     with _progress(work.count, quiet=quiet) as progress, book:
-        stream = scores_of(work, known=known, perceptual=perceptual, started=progress.started, keepers=keepers)
+
+        def leave_out(truth: Truth, why: InputError) -> None:
+            left_out.append(truth.name)
+            progress.note(f"left out: {why}")
+
+        stream = scores_of(
+            work,
+            known=known,
+            perceptual=perceptual,
+            started=progress.started,
+            left_out=leave_out,
+            keepers=keepers,
+        )
         try:
             for key, score in stream:
                 scores.append(score)
@@ -250,6 +263,8 @@ def evaluate(
             raise
         finally:
             stream.close()
+        if not scores:
+            raise InputError("no picture could be read")
         rows = summarise(scores)
         if same := {score.image: None for score in scores if math.isinf(score.psnr)}:
             progress.note(
@@ -279,6 +294,8 @@ def evaluate(
             progress.note("scores in print are left out: this is not the protocol they were made by")
     if report is not None and not quiet:
         progress.note(f"report: {page}")
+    if left_out:
+        raise InputError(f"{', '.join(left_out)}: could not be read; the means are those of the other pictures")
 
 
 def _parts(texts: Sequence[str]) -> list[str]:

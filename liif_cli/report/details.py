@@ -18,6 +18,7 @@ from PIL import Image
 
 from liif_cli.benchmarks import Dataset, Truth
 from liif_cli.benchmarks.datasets import low_res_size, painted_size, read_rgb
+from liif_cli.errors import InputError
 from liif_cli.evaluate import KernelMethod, Painted, Score, Work
 
 Array = NDArray[Any]
@@ -54,7 +55,8 @@ class Details:
     """The details of an evaluation, which collect what is painted while it runs (`evaluate.Keeper`)."""
 
     def __init__(self, work: Work, count: int = 3) -> None:
-        """Choose up to ``count`` details of each data set. Raises InputError for pictures that cannot be read."""
+        """Choose up to ``count`` details of each data set. Raises InputError for pictures of a benchmark that cannot be
+        read."""
         self.work = work
         self.chosen = {
             (dataset.title, detail.truth.name): detail
@@ -104,6 +106,7 @@ class Details:
                     },
                 }
                 for name, detail in self.chosen.items()
+                if all((*name, scale) in self._inputs for scale in self.work.scales)
             ],
         }
 
@@ -113,7 +116,12 @@ def choose(dataset: Dataset, scales: Sequence[float], count: int) -> list[Detail
     step = max(1, math.ceil(len(dataset.truths) / _LOOKED_AT))
     found = []
     for truth in dataset.truths[::step]:
-        image = read_rgb(truth.path)
+        try:
+            image = read_rgb(truth.path)
+        except InputError:
+            if dataset.all_count:
+                raise
+            continue  # left out of the evaluation as well
         whole = image.shape[0], image.shape[1]
         sizes = [painted_size(low_res_size(whole, scale), scale) for scale in scales]
         height, width = (min(side) for side in zip(*sizes, strict=True))

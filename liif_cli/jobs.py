@@ -403,10 +403,17 @@ def standard_input() -> io.BytesIO:
         raise InputError(f"standard input: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
+def comes_once(path: Path) -> bool:
+    """Whether it is standard input, a named pipe or the like, which can be read once only."""
+    if path == STANDARD:
+        return True
+    return not is_file(path) and not is_folder(path) and os.path.exists(path)  # noqa: PTH110  see is_file
+
+
 def pipe(path: Path) -> io.BytesIO | None:
     """All that comes out of a named pipe, or of another file that can be read once only; None of an ordinary one.
     Raises InputError where it cannot be read."""
-    if is_file(path) or is_folder(path) or not os.path.exists(path):  # noqa: PTH110  see is_file
+    if not comes_once(path):
         return None
     try:
         return _ReadOnce(path.read_bytes(), str(path))

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption, flag
 from liif_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from liif_cli.jobs import Job, Options
+    from liif_cli.jobs import Job, Options, Preview
 
 SIZE, OUTPUT, RUNNING = "Size (give one, with or without --box)", "Output", "Batches"
 
@@ -321,7 +321,13 @@ def upscale(
     if not plan.jobs:
         raise InputError("nothing to do: " + ("every input is an output" if found.sources else "the list is empty"))
     if dry_run:
-        return _preview(plan.jobs, options, model, as_json=as_json, quiet=quiet)
+        return _tell((planning.preview(job, options) for job in plan.jobs), model, as_json=as_json, quiet=quiet)
+    (job, *others) = plan.jobs
+    if not others and not verbose and job.exact != planning.STANDARD and not planning.comes_once(job.source.path):
+        # Torch takes seconds to load, and there may be nothing to do.
+        found_out = planning.preview(job, options)
+        if found_out.error is not None or found_out.skipped:
+            return _tell([found_out], model, as_json=as_json, quiet=quiet)
     return _run(
         plan.jobs,
         options,
@@ -363,23 +369,21 @@ def _run(
     return exit_code(results)
 
 
-def _preview(jobs: Sequence[Job], options: Options, model: str, *, as_json: bool, quiet: bool) -> int:
+def _tell(previews: Iterable[Preview], model: str, *, as_json: bool, quiet: bool) -> int:
     import json
 
     from liif_cli.cli.batch_report import exit_code, preview_line, record, words
-    from liif_cli.jobs import preview
 
-    previews = []
-    for job in jobs:
-        found = preview(job, options)
-        previews.append(found)
+    told = []
+    for found in previews:
+        told.append(found)
         if found.error is not None:
             print(words(found.source, found.error), file=sys.stderr, flush=True)
         if as_json:
             print(json.dumps(record(found, model)), flush=True)
         elif found.error is None and not quiet:
             print(preview_line(found), flush=True)
-    return exit_code(previews)
+    return exit_code(told)
 
 
 def _check_usage(inputs: Sequence[str], files_from: str | None, output: str | None, *, as_json: bool) -> None:

@@ -52,6 +52,12 @@ def test_a_known_set_is_found_with_and_without_the_archive_s_folder(tmp_path: Pa
     assert (found.title, [truth.name for truth in found.truths], found.rgb) == ("Set5", ["p0", "p1"], False)
 
 
+def test_pictures_that_differ_in_their_endings_alone_keep_them(tmp_path: Path) -> None:
+    set5(tmp_path)
+    picture(tmp_path / "Set5" / "HR" / "p1.bmp")
+    assert [truth.name for truth in find("set5", [tmp_path]).truths] == ["p0.png", "p1.bmp", "p1.png"]
+
+
 @pytest.mark.parametrize("below", [".", "DIV2K"])
 def test_div2k_has_its_own_layout_and_is_scored_in_rgb(tmp_path: Path, below: str) -> None:
     pixels = picture(tmp_path / below / "DIV2K_valid_HR" / "0801.png")

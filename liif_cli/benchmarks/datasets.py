@@ -198,7 +198,9 @@ def _folder_set(path: Path) -> Dataset:
 
 def _named(folder: Path, *, suffix: bool) -> list[Truth]:
     files = image_files(folder, without=reduced_copies(folder))
-    return [Truth(path.relative_to(folder).as_posix() if suffix else path.stem, path) for path in files]
+    if not suffix and len({path.stem for path in files}) == len(files):
+        return [Truth(path.stem, path) for path in files]
+    return [Truth(path.relative_to(folder).as_posix(), path) for path in files]
 
 
 def read_rgb(path: Path) -> Array:

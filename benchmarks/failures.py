@@ -1,9 +1,10 @@
-"""Where the bundled models fail: inputs that are not clean, and the pictures on which the first gains least; the tables
-of weights/README.md.
+"""Where the bundled models fail: inputs that are not clean, the pictures on which the first gains least, and pictures
+that a computer drew; the tables of weights/README.md.
 
     python benchmarks/failures.py --data DIR        Set14 at x3, in a minute
 
-PSNR on luma against the clean truth, outputs rounded to 8 bits as `liif upscale` writes them, bicubic by Pillow.
+PSNR on luma against the clean truth, outputs rounded to 8 bits as `liif upscale` writes them, bicubic by Pillow. Of
+drawn pictures there is no truth: what is measured is how far outputs leave the range of the nine input pixels around.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import liif_cli
 from liif_cli.benchmarks import find
@@ -52,8 +53,69 @@ INPUTS: dict[str, Callable[[Pixels], Pixels]] = {
 }
 
 
+def text() -> Pixels:
+    """Letters without smoothed edges, black on white."""
+    image = Image.new("RGB", (320, 160), "white")
+    pen = ImageDraw.Draw(image)
+    pen.fontmode = "1"
+    top = 4
+    for size in (9, 11, 13, 16, 20, 28):
+        pen.text((4, top), "Hamburgefonstiv 0123456789 quick brown fox", "black", ImageFont.load_default(size))
+        top += round(size * 1.4)
+    return np.asarray(image)
+
+
+def screen() -> Pixels:
+    """Smoothed letters and areas of even colour, mostly light on dark."""
+    image = Image.new("RGB", (320, 160), (30, 30, 36))
+    pen = ImageDraw.Draw(image)
+    top = 4
+    for size in (10, 13, 18):
+        pen.text((4, top), "def paint(self, rows): return out", (220, 220, 220), ImageFont.load_default(size))
+        top += round(size * 1.4)
+    pen.rectangle((4, top, 310, top + 20), (60, 60, 80))
+    pen.text((8, top + 3), "OK   Cancel   Apply", "white", ImageFont.load_default(12))
+    for number in range(8):
+        colour = tuple(np.random.default_rng(number).integers(0, 256, 3).tolist())
+        pen.rectangle((4 + number * 38, top + 26, 34 + number * 38, top + 56), colour)
+    return np.asarray(image)
+
+
+def lines() -> Pixels:
+    """Lines and arcs without smoothed edges."""
+    image = Image.new("RGB", (320, 240), (220, 220, 220))
+    pen = ImageDraw.Draw(image)
+    draw = np.random.default_rng(5)
+    for _ in range(40):
+        points = [(int(x), int(y)) for x, y in zip(draw.integers(0, 320, 3), draw.integers(0, 240, 3), strict=True)]
+        pen.line(points, (40, 40, 40), int(draw.integers(1, 3)))
+    for step in range(0, 60, 3):
+        start, end = draw.integers(0, 360, 2).tolist()
+        pen.arc((20 + step, 20 + step, 200 - step, 180 - step), start, end, (40, 40, 40))
+    return np.asarray(image)
+
+
+DRAWN = {"letters without smoothing": text, "a screen": screen, "lines without smoothing": lines}
+
+
+def beyond(low_res: Pixels, output: Pixels) -> float:
+    """How far, in levels, the colours of an output leave the range of the nine input pixels around; the mean."""
+    padded = np.pad(low_res, ((1, 1), (1, 1), (0, 0)), mode="edge").astype(int)
+    around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1))
+    rows, columns = (
+        (np.arange(wanted) * n // wanted) for wanted, n in zip(output.shape[:2], low_res.shape[:2], strict=True)
+    )
+    least, most = (np.take(np.take(each, rows, 0), columns, 1) for each in (around.min((3, 4)), around.max((3, 4))))
+    return float(np.maximum(np.maximum(output - most, least - output), 0).mean())
+
+
+def bicubic(image: Pixels, height: int, width: int) -> Pixels:
+    """By Pillow."""
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description="Where the bundled models fail, measured on Set14 at x3.")
     parser.add_argument("--data", type=Path, required=True, help="the folder that has Set14")
     parser.add_argument("-m", "--model", nargs="+", default=["liif-light", "liif-jpeg"])
@@ -71,7 +133,7 @@ def main() -> None:
             low_res = degrade(pair.low_res)
             height, width = pair.high_res.shape[:2]
             outputs = [model.upscale(low_res, size=(height, width)) for model in models]
-            outputs.append(np.asarray(Image.fromarray(low_res).resize((width, height), Image.Resampling.BICUBIC)))
+            outputs.append(bicubic(low_res, height, width))
             scores[picture] = [psnr(output, pair.high_res, border=SCALE, channel="y") for output in outputs]
         print(row(name, *np.mean(list(scores.values()), axis=0)))
         of_clean = of_clean or scores
@@ -79,6 +141,13 @@ def main() -> None:
     print(f"\n| clean picture | {head}")
     for picture, of_picture in sorted(of_clean.items(), key=lambda item: item[1][0] - item[1][-1]):
         print(row(picture, *of_picture))
+
+    print(f"\n| drawn, beyond its range | {head}")
+    for name, draw in DRAWN.items():
+        low_res = draw()
+        height, width = (SCALE * side for side in low_res.shape[:2])
+        outputs = [model.upscale(low_res, size=(height, width)) for model in models]
+        print(row(name, *(beyond(low_res, output) for output in (*outputs, bicubic(low_res, height, width)))))
 
 
 def row(name: str, *values: float) -> str:

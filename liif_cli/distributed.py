@@ -64,8 +64,8 @@ class Processes(NamedTuple):
 
 
 def environment() -> Processes:
-    """The processes that `torchrun` says there are. Raises UsageError where a batch system has started several without
-    it: each would take itself for the only one."""
+    """The processes that `torchrun` says there are. Raises UsageError where it did not say it in numbers, and where a
+    batch system has started several without it: each would take itself for the only one."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if "WORLD_SIZE" not in os.environ and tasks.isdecimal() and int(tasks) > 1:
         raise UsageError(
@@ -73,8 +73,14 @@ def environment() -> Processes:
             " --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc-per-node=GPUS --rdzv-backend=c10d"
             " --rdzv-endpoint=HOST:29500 -m liif_cli train ... Runs that are each their own say so by WORLD_SIZE=1"
         )
-    rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return Processes(rank, max(1, world), local)
+    return Processes(_number("RANK"), max(1, _number("WORLD_SIZE")), _number("LOCAL_RANK"))
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "0")
+    if not text.isdecimal():
+        raise UsageError(f"{name}={text!r} in the environment: torchrun sets it to a number; start that, or unset it")
+    return int(text)
 
 
 @contextlib.contextmanager

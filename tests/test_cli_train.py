@@ -425,6 +425,10 @@ def test_tasks_that_do_not_know_of_each_other_are_refused(train, monkeypatch):
     assert ran.code == 2
     assert "SLURM has started 4 of this" in ran.err
     assert "torchrun" in ran.err
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    ran = train("-o", "run", "--overwrite", sets=["iterations=1"])
+    assert ran.code == 2
+    assert "WORLD_SIZE='two'" in ran.err
 
 
 def test_a_share_of_a_teacher_needs_one(train):

@@ -46,8 +46,8 @@ class SampleRule:
     area_power: float = 0.0
     candidates: int = 1
     chosen: float = 1.0
-    # Of crops: so large a share of the samples is drawn, shapes and letters without smoothed edges (``drawn.py``).
-    drawn_share: float = 0.0
+    # Of crops: so large a share of the samples is drawn letters and shapes, without smoothed edges (``synthetic.py``).
+    synthetic_share: float = 0.0
     # Of crops and resized: so large a share of the inputs was a JPEG file, of a quality from this range.
     jpeg_share: float = 0.0
     jpeg_min: int = 40
@@ -158,7 +158,7 @@ def check(config: TrainConfig) -> TrainConfig:
     for where, count in counts.items():
         _at_least(where, count, 1)
     others = {"seed": config.seed, "sample.queries": sample.queries, "sample.area_power": sample.area_power,
-              "sample.chosen": sample.chosen, "sample.drawn_share": sample.drawn_share,
+              "sample.chosen": sample.chosen, "sample.synthetic_share": sample.synthetic_share,
               "sample.jpeg_share": sample.jpeg_share, "sample.truth_side": sample.truth_side,
               "optimiser.learning_rate": optimiser.learning_rate,
               "optimiser.muon_rate": optimiser.muon_rate, "optimiser.clip_norm": optimiser.clip_norm,
@@ -180,11 +180,11 @@ def check(config: TrainConfig) -> TrainConfig:
         raise UsageError(f"schedule.fall = {schedule.fall!r}: it is a share of the run, 1 at most")
     if sample.chosen > 1:
         raise UsageError(f"sample.chosen = {sample.chosen!r}: it is a share of the samples, 1 at most")
-    for where, share in (("sample.drawn_share", sample.drawn_share), ("sample.jpeg_share", sample.jpeg_share)):
+    for where, share in (("sample.synthetic_share", sample.synthetic_share), ("sample.jpeg_share", sample.jpeg_share)):
         if share > 1:
             raise UsageError(f"{where} = {share!r}: it is a share of the samples, 1 at most")
-    if sample.drawn_share and sample.kind != "crops":
-        raise UsageError(f"sample.drawn_share: goes with sample.kind=crops, not with {sample.kind}")
+    if sample.synthetic_share and sample.kind != "crops":
+        raise UsageError(f"sample.synthetic_share: goes with sample.kind=crops, not with {sample.kind}")
     _at_least("sample.jpeg_min", sample.jpeg_min, 1)
     _at_least("sample.jpeg_max", sample.jpeg_max, sample.jpeg_min)
     if sample.jpeg_max > 100:

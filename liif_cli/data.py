@@ -29,13 +29,13 @@ import torch
 from torch import Tensor
 
 from liif_cli.config import SampleRule
-from liif_cli.drawn import draw_sample
 from liif_cli.errors import InputError, LiifError, OutputError
 from liif_cli.files import atomic_path, cannot_write, is_file, is_folder, walk
 from liif_cli.images import Picture, read
 from liif_cli.images.fit import eight_bits
 from liif_cli.jpeg import through_jpeg
 from liif_cli.resize import bicubic_reduce_batch, pil_bicubic
+from liif_cli.synthetic import draw_sample
 
 Size = tuple[int, int]  # (height, width)
 
@@ -109,7 +109,7 @@ class Batch(NamedTuple):
     coords: Tensor  # (B, Q, 2), (y, x) in [-1, 1]
     cell: Tensor  # (B, 2), relative (coords.py)
     high_res: Tensor  # (B, Q, 3)
-    drawn: Tensor  # (B,) bool: samples that were drawn, not taken out of photographs
+    synthetic: Tensor  # (B,) bool: which samples are synthetic, not taken out of photographs
 
 
 class PictureStore:
@@ -293,7 +293,7 @@ class Draw(NamedTuple):
     extent: Tensor  # (B, 2) int64, of what is asked for: ``sizes``, or those they are resized to
     uniform: Tensor | None  # (B, Q) float32 in [0, 1): where in its stretch of pixels a query lies; None asks all
     qualities: list[int]  # of the JPEG file that each input was; 0 where it was none
-    drawn: Tensor  # (B,) bool: which samples were drawn
+    synthetic: Tensor  # (B,) bool: which samples are
     inputs: Tensor | None  # (B, side, side, 3) uint8, of those that were; the others' are the truths' reductions
 
 
@@ -334,13 +334,13 @@ class Sampler:
         # NumPy's arrays, for a tensor of this size is filled in parallel: this thread would get a second team of OpenMP
         # threads, with which there are more than cores, and the training's team no longer waits actively.
         padded = np.zeros((len(numbers), *pad, 3), np.uint8)
-        drawn = np.zeros(len(numbers), bool)
+        synthetic = np.zeros(len(numbers), bool)
         inputs = np.zeros((len(numbers), rule.low_res_side, rule.low_res_side, 3), np.uint8)
         for place, number in enumerate(numbers):
             draw = np.random.default_rng((self.seed, step, number))
-            if rule.drawn_share and draw.random() < rule.drawn_share:
-                drawn[place] = True
-                inputs[place], truth, side = self._drawn(draw)
+            if rule.synthetic_share and draw.random() < rule.synthetic_share:
+                synthetic[place] = True
+                inputs[place], truth, side = self._synthetic(draw)
             else:
                 truth, side = self._truth(draw)
             height, width = truth.shape[:2]
@@ -354,13 +354,13 @@ class Sampler:
         asked = [(rule.truth_side or side,) * 2 for side in sides] if rule.kind == "resized" else sizes
         extent = torch.tensor(asked)
         places = torch.from_numpy(np.stack(uniform)) if uniform else None
-        seen = torch.from_numpy(inputs) if rule.drawn_share else None
-        of_drawn, truths = torch.from_numpy(drawn), torch.from_numpy(padded)
+        seen = torch.from_numpy(inputs) if rule.synthetic_share else None
+        truths, made = torch.from_numpy(padded), torch.from_numpy(synthetic)
         if pin:
-            truths, extent, of_drawn = truths.pin_memory(), extent.pin_memory(), of_drawn.pin_memory()
+            truths, extent, made = truths.pin_memory(), extent.pin_memory(), made.pin_memory()
             places = places if places is None else places.pin_memory()
             seen = seen if seen is None else seen.pin_memory()
-        return Draw(truths, sizes, sides, extent, places, qualities, of_drawn, seen)
+        return Draw(truths, sizes, sides, extent, places, qualities, made, seen)
 
     def finish(self, drawn: Draw, device: torch.device) -> Batch:
         """The device's part of a batch."""
@@ -368,14 +368,14 @@ class Sampler:
         # From pinned memory, and sizes from the host: asking a GPU for them would mean waiting for it.
         truths = drawn.truths.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
         extent = drawn.extent.to(device, non_blocking=True)
-        of_drawn = drawn.drawn.to(device, non_blocking=True)
+        synthetic = drawn.synthetic.to(device, non_blocking=True)
         if rule.kind == "picture":  # nothing is encoded
             low_res = torch.zeros(len(truths), 3, 1, 1, device=device)
         else:
             low_res = bicubic_reduce_batch(truths, [height for height, _ in drawn.sizes], rule.low_res_side)
             if drawn.inputs is not None:
                 inputs = drawn.inputs.to(device, non_blocking=True).permute(0, 3, 1, 2)
-                low_res = torch.where(of_drawn[:, None, None, None], inputs.to(low_res), low_res)
+                low_res = torch.where(synthetic[:, None, None, None], inputs.to(low_res), low_res)
             low_res = _compressed(low_res, drawn.qualities) / 255
         if rule.kind == "resized":
             truths = _resized(truths, drawn.sides, rule.truth_side)
@@ -383,7 +383,7 @@ class Sampler:
         values = truths.flatten(2).gather(2, (row * truths.shape[-1] + column)[:, None].expand(-1, 3, -1))
         coords = (2 * torch.stack([row, column], dim=-1) + 1) / extent[:, None] - 1
         cell = 2 * low_res.shape[-1] / extent  # low_res is square
-        return Batch(low_res, coords.float(), cell.float(), values.permute(0, 2, 1).float() / 255, of_drawn)
+        return Batch(low_res, coords.float(), cell.float(), values.permute(0, 2, 1).float() / 255, synthetic)
 
     def _truth(self, draw: np.random.Generator) -> tuple[np.ndarray, int]:
         """A picture or a crop of one, augmented, and the side its truth is to have."""
@@ -398,7 +398,7 @@ class Sampler:
         side = round(rule.size_min + (rule.size_max - rule.size_min) * share)
         return self._augmented(draw, self.store[number]), side
 
-    def _drawn(self, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
+    def _synthetic(self, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
         """What is drawn in place of a crop, its input and its truth augmented alike, and the truth's side."""
         low_res_side = self.rule.low_res_side
         side = round(low_res_side * _scale(self.rule, draw))

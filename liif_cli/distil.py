@@ -54,7 +54,7 @@ class Taught:
     ) -> None:
         """``teacher`` is on the device that batches are asked for, and computes in ``dtype`` (None: float32), a batch
         in so many ``parts``, one after the other. The truth is so large a ``share`` of its answers, the rest the
-        pictures' own pixels; of samples that are drawn, all of it is."""
+        pictures' own pixels; of synthetic samples, all of it is."""
         self.sampler = sampler
         self.teacher = teacher
         self.dtype = dtype
@@ -73,7 +73,7 @@ class Taught:
                 answered[number] = self._answered(self.sampler.batch(number, numbers, device))
             batch = answered[number]
             view = ALL_VIEWS[(repeat + place) % len(ALL_VIEWS)]
-            yield Batch(*seen(*batch[:3], view=view), batch.high_res, batch.drawn)
+            yield Batch(*seen(*batch[:3], view=view), batch.high_res, batch.synthetic)
             step += 1
 
     @torch.no_grad()
@@ -87,6 +87,6 @@ class Taught:
             with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
                 answers = self.teacher.fold(self.teacher.encode(low_res), cell).query(coords)
             part.high_res.add_(answers.float())
-        # What is drawn is known better than any teacher knows it.
-        share = self.share * ~batch.drawn[:, None, None]
+        # A synthetic sample's truth is known better than any teacher knows it.
+        share = self.share * ~batch.synthetic[:, None, None]
         return batch._replace(high_res=torch.lerp(batch.high_res, total / len(ALL_VIEWS), share.to(total)))

@@ -271,6 +271,10 @@ class Keeper(Interface):
         """Take an enlargement, (H, W, 3) floats, not clamped."""
 
 
+class _Unreadable(InputError):
+    """A truth that cannot be read."""
+
+
 Known = Mapping[str, Score]
 Perceptual = Callable[[Array, Array], float]
 
@@ -319,12 +323,15 @@ def evaluate(
     def prepare(dataset: Dataset, scale: float, truth: Truth) -> Pair:
         nonlocal last_read
         if last_read is None or last_read[0] != truth.path:
-            last_read = truth.path, read_rgb(truth.path)
+            try:
+                last_read = truth.path, read_rgb(truth.path)
+            except InputError as error:
+                raise _Unreadable(str(error)) from None
         return dataset.pair(truth, scale, protocol, last_read[1])
 
     def jobs(dataset: Dataset, scale: float, truth: Truth) -> list[tuple[Method, str, Score | None]]:
         """Each method, its score's key, and the score where nothing is to be painted for it."""
-        if truth.path in unreadable:
+        if truth.path in unreadable and not dataset.all_count:
             return []
         wanted = any(keeper.wants(dataset, truth) for keeper in keepers)
         keys = [key(method, dataset, truth, scale, protocol, perceptual is not None) for method in work.methods]
@@ -339,7 +346,7 @@ def evaluate(
                 if any(done is None for _, _, done in current):
                     try:
                         pair = ahead.result() if ahead is not None else prepare(dataset, scale, truth)
-                    except InputError as error:
+                    except _Unreadable as error:
                         if dataset.all_count:
                             raise
                         unreadable.add(truth.path)

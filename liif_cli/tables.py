@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from liif_cli import __version__
@@ -191,12 +192,18 @@ def _escaped(text: str) -> str:
 
 
 def as_json(
-    rows: Sequence[Row], scores: Sequence[Score], work: Work, published: Mapping[str, Rows] | None = None
+    rows: Sequence[Row],
+    scores: Sequence[Score],
+    work: Work,
+    published: Mapping[str, Rows] | None = None,
+    left_out: Iterable[Path] = (),
 ) -> dict[str, Any]:
-    """Everything as plain values; what is infinite, between equal pictures, becomes null."""
+    """Everything as plain values; what is infinite, between equal pictures, becomes null. ``left_out``: pictures that
+    could not be read."""
     content: dict[str, Any] = {
         "rows": [_plain(row) for row in rows],
         "scores": [_plain(each) for each in scores],
+        "left_out": list(map(str, left_out)),
         "protocol": work.protocol.as_json(),
         "computed": {method.name: method.computed for method in work.methods if isinstance(method, ModelMethod)},
         "version": __version__,

@@ -399,10 +399,11 @@ def within_process(memory_bytes: int) -> int:
     Raises MemoryBudgetError where nothing is.
     """
     allocator.give_back()  # what is kept can be used again, and is not held
-    left = memory_bytes - process_bytes()
+    held = process_bytes()
+    left = memory_bytes - held
     if left <= 0:
         raise MemoryBudgetError(
-            f"--memory allows {memory_bytes // MIB} MiB, and {process_bytes() // MIB} MiB are in use before any work;"
-            " raise it"
+            f"--memory allows {memory_bytes // MIB} MiB, and {held // MIB} MiB are in use before any work; raise it, to"
+            f" {-(-2 * held // (100 * MIB)) * 100}M or more"
         )
     return left

@@ -52,10 +52,11 @@ def test_a_known_set_is_found_with_and_without_the_archive_s_folder(tmp_path: Pa
     assert (found.title, [truth.name for truth in found.truths], found.rgb) == ("Set5", ["p0", "p1"], False)
 
 
-def test_pictures_that_differ_in_their_endings_alone_keep_them(tmp_path: Path) -> None:
+def test_two_pictures_of_a_benchmark_under_one_name_are_told_of(tmp_path: Path) -> None:
     set5(tmp_path)
     picture(tmp_path / "Set5" / "HR" / "p1.bmp")
-    assert [truth.name for truth in find("set5", [tmp_path]).truths] == ["p0.png", "p1.bmp", "p1.png"]
+    with pytest.raises(InputError, match=r"p1\.bmp and p1\.png: two pictures of one name; rename one"):
+        find("set5", [tmp_path])
 
 
 @pytest.mark.parametrize("below", [".", "DIV2K"])

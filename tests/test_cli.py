@@ -1,5 +1,6 @@
 """The command line itself: quick to answer, clear in its help, one line for whatever is not understood."""
 
+import json
 import re
 import resource
 import subprocess
@@ -93,18 +94,26 @@ def test_a_picture_that_cannot_be_enlarged_is_told_of_without_torch(tmp_path: Pa
     (tmp_path / "junk.png").write_text("no picture")
     save(tmp_path / "there.png")
     save(tmp_path / "there_x2.png")
-    for name, code, says in (
-        ("nosuch.png", 1, "nosuch.png: no such file"),
-        ("junk.png", 1, "junk.png: is not a picture"),
-        ("there.png", 5, "there_x2.png: already exists"),
+    for name, option, code, says in (
+        ("nosuch.png", "--json", 1, "nosuch.png: no such file"),
+        ("junk.png", "--json", 1, "junk.png: is not a picture"),
+        ("there.png", "--json", 5, "there_x2.png: already exists"),
+        ("there.png", "--skip-existing", 0, "there_x2.png  already exists, skipped"),
     ):
-        arguments = ["upscale", str(tmp_path / name), "--scale", "2"]
+        arguments = ["upscale", str(tmp_path / name), "--scale", "2", option]
         program = (
             f"import sys; from liif_cli.cli import main\ntry: main({arguments})\nfinally: print('torch' in sys.modules)"
         )
         ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-        assert (ran.returncode, ran.stdout) == (code, "False\n"), ran.stderr
-        assert says in ran.stderr
+        told, loaded = ran.stdout.splitlines()
+        assert (ran.returncode, loaded) == (code, "False"), ran.stderr
+        if option == "--json":
+            record = json.loads(told)
+            assert (record["exit_code"], record["seconds"], record["output"]) == (code, 0, None)
+            assert says in record["error"]
+            assert says in ran.stderr
+        else:
+            assert says in told
 
 
 def test_options_can_come_from_the_environment(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,14 +85,14 @@ def test_what_is_learned_is_the_teachers_mean_over_turned_and_transposed_samples
     torch.testing.assert_close(shared.high_res, 0.75 * first.high_res + 0.25 * batch.high_res, rtol=0, atol=1e-6)
 
 
-def test_what_is_drawn_is_not_taught(sampler, teacher):
-    sampler.rule = dataclasses.replace(RULE, low_res_side=12, drawn_share=0.5)
+def test_synthetic_samples_are_not_taught(sampler, teacher):
+    sampler.rule = dataclasses.replace(RULE, low_res_side=12, synthetic_share=0.5)
     own = sampler.batch(0, range(12), CPU)
     taught = next(Taught(sampler, teacher).batches(0, range(12), CPU))
-    assert 0 < own.drawn.sum() < 12
+    assert 0 < own.synthetic.sum() < 12
     changed = (taught.high_res != own.high_res).any(dim=(1, 2))
-    assert torch.equal(changed, ~own.drawn)
-    assert torch.equal(taught.drawn, own.drawn)
+    assert torch.equal(changed, ~own.synthetic)
+    assert torch.equal(taught.synthetic, own.synthetic)
 
 
 def test_each_batch_comes_once_in_each_view_and_not_before_all_others(sampler, teacher):

@@ -455,8 +455,9 @@ def test_a_folders_picture_that_cannot_be_read_is_left_out_and_told(photos: Path
     assert ran.exit_code == 1
     assert ran.stderr.count("left out: ") == 1
     assert "aa.png: is cut short" in ran.stderr
-    assert ran.stderr.splitlines()[-1].endswith("aa.png: could not be read; the means are those of the other pictures")
+    assert ran.stderr.splitlines()[-1].endswith("aa.png: is cut short; get the whole file again; no mean counts it")
     content = json.loads(out.read_text())
+    assert [Path(name).name for name in content["left_out"]] == ["aa.png"]
     assert [(row["images"], row["psnr"]) for row in content["rows"]] == [
         (row["images"], row["psnr"]) for row in whole["rows"]
     ]
@@ -465,7 +466,7 @@ def test_a_folders_picture_that_cannot_be_read_is_left_out_and_told(photos: Path
         (photos / name).unlink()
     ran = liif("--dataset", photos, "--scales", "2,3", "-m", "none")
     assert (ran.exit_code, ran.stdout) == (1, "")
-    assert "no picture could be read" in ran.stderr
+    assert "aa.png: is cut short" in ran.stderr
 
 
 def test_a_benchmarks_picture_that_cannot_be_read_ends_the_run_and_keeps_the_rest(photos: Path, cache: Path) -> None:
@@ -487,7 +488,7 @@ def test_json_csv_and_table_agree(photos: Path, tmp_path: Path) -> None:
     ran = liif("--dataset", photos, "--scales", "2,2.5", "-m", TINY, "--json", json_file, "--csv", csv_file)
     assert ran.exit_code == 0, ran.stderr
     content = json.loads(json_file.read_text())
-    assert content.keys() == {"rows", "scores", "protocol", "computed", "version"}
+    assert content.keys() == {"rows", "scores", "left_out", "protocol", "computed", "version"}
     assert content["computed"] == {"official_tiny": "float32 on cpu"}
     assert "Computed in" not in ran.stdout
     assert (

@@ -198,9 +198,12 @@ def _folder_set(path: Path) -> Dataset:
 
 def _named(folder: Path, *, suffix: bool) -> list[Truth]:
     files = image_files(folder, without=reduced_copies(folder))
-    if not suffix and len({path.stem for path in files}) == len(files):
-        return [Truth(path.stem, path) for path in files]
-    return [Truth(path.relative_to(folder).as_posix(), path) for path in files]
+    truths = [Truth(path.relative_to(folder).as_posix() if suffix else path.stem, path) for path in files]
+    known: dict[str, Path] = {}
+    for truth in truths:
+        if known.setdefault(truth.name, truth.path) != truth.path:
+            raise InputError(f"{known[truth.name]} and {truth.path.name}: two pictures of one name; rename one of them")
+    return truths
 
 
 def read_rgb(path: Path) -> Array:

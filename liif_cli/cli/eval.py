@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -230,7 +230,7 @@ def evaluate(
     book = Scorebook(cache_folder() / "eval" / "scores.jsonl")
     known = book.read() if resume else {}
     scores: list[Score] = []
-    left_out: list[str] = []
+    left_out: dict[Path, str] = {}  # and why
     keepers: list[Keeper] = [] if save_images is None else [_Saver(save_images)]
     if report is not None:
         from liif_cli.report import Details, write_report
@@ -240,7 +240,7 @@ def evaluate(
     with _progress(work.count, quiet=quiet) as progress, book:
 
         def leave_out(truth: Truth, why: InputError) -> None:
-            left_out.append(truth.name)
+            left_out[truth.path] = str(why)
             progress.note(f"left out: {why}")
 
         stream = scores_of(
@@ -264,7 +264,7 @@ def evaluate(
         finally:
             stream.close()
         if not scores:
-            raise InputError("no picture could be read")
+            raise _unread(left_out)
         rows = summarise(scores)
         if same := {score.image: None for score in scores if math.isinf(score.psnr)}:
             progress.note(
@@ -277,7 +277,7 @@ def evaluate(
 
     shown = printed if published else {}
     if json_file is not None:
-        content = tables.as_json(rows, scores, work, shown)
+        content = tables.as_json(rows, scores, work, shown, left_out)
         _write(json_file, json.dumps(content, indent=1, allow_nan=False) + "\n")
     if csv_file is not None:
         _write(csv_file, tables.as_csv(scores))
@@ -295,7 +295,13 @@ def evaluate(
     if report is not None and not quiet:
         progress.note(f"report: {page}")
     if left_out:
-        raise InputError(f"{', '.join(left_out)}: could not be read; the means are those of the other pictures")
+        raise _unread(left_out)
+
+
+def _unread(left_out: Mapping[Path, str]) -> InputError:
+    first, *others = left_out.values()
+    more = f", and {len(others)} more cannot be read" if others else ""
+    return InputError(f"{first}{more}; no mean counts {'them' if others else 'it'}")
 
 
 def _parts(texts: Sequence[str]) -> list[str]:

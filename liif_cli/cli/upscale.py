@@ -327,7 +327,7 @@ def upscale(
         # Torch takes seconds to load, and there may be nothing to do.
         found_out = planning.preview(job, options)
         if found_out.error is not None or found_out.skipped:
-            return _tell([found_out], model, as_json=as_json, quiet=quiet)
+            return _tell([found_out], model, as_json=as_json, quiet=quiet, seconds=0.0)
     return _run(
         plan.jobs,
         options,
@@ -369,7 +369,7 @@ def _run(
     return exit_code(results)
 
 
-def _tell(previews: Iterable[Preview], model: str, *, as_json: bool, quiet: bool) -> int:
+def _tell(previews: Iterable[Preview], model: str, *, as_json: bool, quiet: bool, seconds: float | None = None) -> int:
     import json
 
     from liif_cli.cli.batch_report import exit_code, preview_line, record, words
@@ -380,7 +380,7 @@ def _tell(previews: Iterable[Preview], model: str, *, as_json: bool, quiet: bool
         if found.error is not None:
             print(words(found.source, found.error), file=sys.stderr, flush=True)
         if as_json:
-            print(json.dumps(record(found, model)), flush=True)
+            print(json.dumps({**record(found, model), "seconds": seconds}), flush=True)
         elif found.error is None and not quiet:
             print(preview_line(found), flush=True)
     return exit_code(told)

@@ -12,7 +12,7 @@ import math
 import string
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,9 @@ from liif_cli.resize import pil_bicubic
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
-FINE = 8  # at least so many places on each axis of an input's pixel are drawn
+# Places on each axis that are drawn: at least so many of an input's pixel, an odd number, so that one lies in the
+# middle, and so many of a truth's.
+FINE, FINE_OF_TRUTH = 9, 3
 OVER_PHOTOGRAPH = 0.25  # the share that is drawn over a photograph, as captions are
 ON_GRID = 0.6  # the share whose shapes begin and end at edges of the input's pixels, as windows' and tables' do
 INPUTS = ("middles", "means", "bicubic")
@@ -31,16 +33,16 @@ INPUT_SHARES = (0.5, 0.35, 0.15)
 LETTERS = string.ascii_letters + string.digits + ".,:;!?()[]{}<>/+-=*#%&@\"'"
 
 
-class Drawn(NamedTuple):
+class Synthetic(NamedTuple):
     """A sample, uint8."""
 
     low_res: Pixels  # (side, side, 3)
     truth: Pixels  # (truth_side, truth_side, 3)
 
 
-def draw_sample(draw: np.random.Generator, side: int, truth_side: int, photograph: Callable[[], Pixels]) -> Drawn:
+def draw_sample(draw: np.random.Generator, side: int, truth_side: int, photograph: Callable[[], Pixels]) -> Synthetic:
     """A sample of ``side`` pixels and its truth. ``photograph`` gives a crop of the truth's size, to be drawn over."""
-    pen = _Pen(draw, side, fine=max(FINE, math.ceil(2 * truth_side / side)))
+    pen = _Pen(draw, side, fine=max(FINE, math.ceil(FINE_OF_TRUTH * truth_side / side)) | 1)
     over = photograph() if draw.random() < OVER_PHOTOGRAPH else np.full((truth_side, truth_side, 3), pen.colour())
     behind = np.ascontiguousarray(over, dtype=np.uint8)
     for _ in range(int(math.exp(draw.uniform(math.log(4), math.log(24))))):
@@ -48,9 +50,9 @@ def draw_sample(draw: np.random.Generator, side: int, truth_side: int, photograp
     truth = _over(behind, pen.means(truth_side))
     seen_as = draw.choice(INPUTS, p=INPUT_SHARES)
     if seen_as == "bicubic":
-        return Drawn(pil_bicubic(truth, (side, side)), truth)
+        return Synthetic(pil_bicubic(truth, (side, side)), truth)
     shapes = pen.middles() if seen_as == "middles" else pen.means(side)
-    return Drawn(_over(pil_bicubic(behind, (side, side)), shapes), truth)
+    return Synthetic(_over(pil_bicubic(behind, (side, side)), shapes), truth)
 
 
 def _over(behind: Pixels, shapes: Image.Image) -> Pixels:
@@ -78,7 +80,12 @@ class _Pen:
 
     def means(self, side: int) -> Image.Image:
         """The mean of each of ``side`` by ``side`` pixels, transparent where nothing is drawn."""
-        return self.canvas.resize((side, side), Image.Resampling.BOX)
+        # Premultiplied, as means of colours are taken.
+        sums = np.asarray(self.canvas.convert("RGBa"), np.float64)
+        for axis in (0, 1):
+            sums = _sums_between(sums, np.arange(side + 1) * (self.canvas.width / side), axis)
+        means = sums * (side / self.canvas.width) ** 2
+        return Image.frombytes("RGBa", (side, side), np.rint(means).astype(np.uint8).tobytes()).convert("RGBA")
 
     def middles(self) -> Image.Image:
         """What is at the middle of each of the input's pixels."""
@@ -115,11 +122,12 @@ class _Pen:
 
     def _text(self) -> None:
         draw = self.draw
-        size = max(6, round(math.exp(draw.uniform(math.log(6), math.log(self.side))))) * self.fine
+        size = round(math.exp(draw.uniform(math.log(7), math.log(max(8, self.side))))) * self.fine
         bold = int(draw.integers(0, self.fine // 2)) if draw.random() < 0.5 else 0
         (left, top), colour = self._place(), self.colour()
         for line in range(int(draw.integers(1, 5))):
-            words = "".join(draw.choice(list(LETTERS + "    "), int(draw.integers(1, 16))))
+            count = min(int(draw.integers(1, 16)), 1 + 3 * self.canvas.width // size)  # no more than fit
+            words = "".join(draw.choice(list(LETTERS + "    "), count))
             # Bold letters are drawn twice: what Pillow draws with a stroke has smoothed edges.
             for shift in {0, bold}:
                 self.image.text((left + shift, top + line * size), words, colour, _font(size))
@@ -162,6 +170,18 @@ class _Pen:
         if down:
             for column in range(left, right, width + gap):
                 self.image.rectangle((column, top, column + width - 1, bottom), fill=colour)
+
+
+def _sums_between(values: NDArray[np.float64], edges: NDArray[np.floating[Any]], axis: int) -> NDArray[np.float64]:
+    """Sums of what lies between one edge and the next; of places that an edge divides, a part. Pillow's box filter does
+    not divide them."""
+    sums = np.insert(values.cumsum(axis=axis), 0, 0, axis=axis)
+    whole = np.minimum(edges.astype(int), values.shape[axis] - 1)
+    before = sums.take(whole, axis)
+    shape = [-1 if number == axis else 1 for number in range(values.ndim)]
+    before += (sums.take(whole + 1, axis) - before) * (edges - whole).reshape(shape)
+    result: NDArray[np.float64] = np.diff(before, axis=axis)
+    return result
 
 
 @lru_cache(maxsize=256)

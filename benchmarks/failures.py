@@ -117,7 +117,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description="Where the bundled models fail, measured on Set14 at x3.")
     parser.add_argument("--data", type=Path, required=True, help="the folder that has Set14")
-    parser.add_argument("-m", "--model", nargs="+", default=["liif-light", "liif-jpeg"])
+    parser.add_argument("-m", "--model", nargs="+", default=["liif-light", "liif-jpeg", "liif-drawn"])
     arguments = parser.parse_args()
     models = [liif_cli.load(name, precision="float32") for name in arguments.model]
     dataset = find("set14", [arguments.data])

@@ -5,6 +5,7 @@
 docs/before-after.png: details of NASA's portrait of Eileen Collins, bicubic and liif.
 docs/scales.png: details at x2.7, x4 and x8: bicubic, liif, the truth.
 docs/jpeg.png: details of the portrait, saved as JPEG before: bicubic, liif, liif with liif-jpeg.
+docs/drawn.png: details of what a computer drew, at x4: bicubic, liif, liif with liif-drawn.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import skimage.data
+from failures import bicubic, lines, text
 from PIL import Image
 
 import liif_cli
@@ -78,6 +80,15 @@ def scales(model: liif_cli.upscaler.Upscaler) -> None:
     save(rows, "scales.png")
 
 
+def drawn(models: list[liif_cli.upscaler.Upscaler]) -> None:
+    rows = []
+    for picture, top, left in ((text(), 0, 0), (lines(), 70, 110)):
+        detail = np.ascontiguousarray(picture[top : top + 48, left : left + 96])
+        size = 4 * 48, 4 * 96
+        rows.append(beside(bicubic(detail, *size), *(np.asarray(model.upscale(detail, size=size)) for model in models)))
+    save(rows, "drawn.png")
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     model = liif_cli.load("default")
@@ -85,6 +96,7 @@ def main() -> None:
     scales(model)
     coarse = Image.fromarray(through_jpeg(np.asarray(portrait()), JPEG_QUALITY))
     details(coarse, [model, liif_cli.load("liif-jpeg")], "jpeg.png")
+    drawn([model, liif_cli.load("liif-drawn")])
 
 
 if __name__ == "__main__":

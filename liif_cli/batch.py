@@ -93,6 +93,7 @@ class Result(NamedTuple):
     error: Exception | None = None
     skipped: bool = False
     jpeg_quality: int | None = None  # of an input that is a JPEG file
+    looks_drawn: bool = False  # whether it has edges that no camera makes
 
 
 class Listener(Protocol):
@@ -525,6 +526,7 @@ class _Painting:
             len(self.frames),
             error,
             jpeg_quality=first.jpeg_quality,
+            looks_drawn=first.looks_drawn,
         )
 
     def _write_picture(self, path: Path, picture: Picture) -> None:

@@ -711,6 +711,7 @@ def test_the_list_shows_every_model_and_where_it_is(fetch_weights: Liif) -> None
         "liif-light",
         "liif-base",
         "liif-jpeg",
+        "liif-drawn",
         "edsr-baseline-liif",
         "rdn-liif",
         "mine",

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, Cli, photo, save
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageDraw, ImageFont
 
 from liif_cli import checkpoint, jobs
 from liif_cli.engine import Engine, joined
@@ -463,6 +463,25 @@ def test_who_enlarges_coarse_jpegs_is_told_of_the_model_for_them(cli: Cli, tmp_p
     assert (smaller.code, smaller.err) == (0, "")
     for options in (["-q"], ["-m", "liif-jpeg"], ["-m", "liif-light"]):
         ran = go("coarse.jpg", *options)
+        assert (ran.code, ran.err) == (0, "")
+
+
+def test_who_enlarges_what_a_computer_drew_is_told_of_the_model_for_it(cli: Cli, tmp_path: Path) -> None:
+    screen = Image.new("RGBA", (80, 60), (240, 240, 240, 255))
+    pen = ImageDraw.Draw(screen)
+    pen.fontmode = "1"
+    pen.text((4, 4), "Preferences", "black", ImageFont.load_default_imagefont())
+    pen.rectangle((4, 20, 70, 50), "navy")
+    screen.save(tmp_path / "screen.png")
+    save(tmp_path / "photo.png")
+    screen.convert("RGB").save(tmp_path / "saved.jpg", quality=95)
+    advice = "; try -m liif-drawn, which draws no ghosts beside hard edges\n"
+    go = functools.partial(cli, "upscale", "--scale", "2", "--overwrite")
+    assert go("screen.png").err == "liif: screen.png looks drawn by a computer" + advice
+    ran = go("screen.png", "photo.png", "saved.jpg")
+    assert ran.err.endswith("liif: 1 of 3 pictures looks drawn by a computer" + advice)
+    for options in (["-q"], ["-m", "liif-drawn"], ["--scale", "0.5"]):
+        ran = go("screen.png", *options)
         assert (ran.code, ran.err) == (0, "")
 
 

@@ -167,7 +167,7 @@ def test_a_missing_path_is_called_a_path(text: str) -> None:
 def test_an_unknown_name_is_answered_with_those_that_come_close(text: str, meant: str) -> None:
     with pytest.raises(ModelError, match=meant) as caught:
         weights.resolve(text)
-    assert "default, liif-light, liif-base, liif-jpeg, edsr-baseline-liif, rdn-liif" in str(caught.value)
+    assert "default, liif-light, liif-base, liif-jpeg, liif-drawn, edsr-baseline-liif, rdn-liif" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

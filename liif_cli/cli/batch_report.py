@@ -113,13 +113,15 @@ class Report:
                 complain(summary_line(self.results, self.count))
 
     def advise(self) -> None:
-        """Name the model for JPEG files where the default had coarse ones to enlarge; say where another model was not
-        asked."""
+        """Name the models for JPEG files and for what computers draw where the default had such to enlarge; say where
+        another model was not asked."""
         made = [result for result in self.results if result.error is None and not result.skipped]
         if self.quiet or not made:
             return
         if self.model == "default":
-            self._advise_jpeg([result for result in made if _is_coarse(result) and _is_larger(result)])
+            larger = [result for result in made if _is_larger(result)]
+            self._advise_jpeg([result for result in larger if _is_coarse(result)])
+            self._advise_drawn([result for result in larger if result.looks_drawn])
         elif not self.direct and all(result.size == result.output_size for result in made):
             complain("nothing was to be enlarged, so the model was not asked; add --direct to have it paint anyway")
 
@@ -132,6 +134,15 @@ class Report:
             verb = "is a JPEG file" if len(coarse) == 1 else "are JPEG files"
             seen = f"{len(coarse)} of {self.count} pictures {verb} of a quality below {COARSE_JPEG}"
         complain(f"{seen}; try -m liif-jpeg, which removes the traces of compression that the default model enlarges")
+
+    def _advise_drawn(self, drawn: Sequence[Result]) -> None:
+        if not drawn:
+            return
+        if self.count == 1:
+            seen = f"{_name(drawn[0].source)} looks drawn by a computer"
+        else:
+            seen = f"{len(drawn)} of {self.count} pictures {'looks' if len(drawn) == 1 else 'look'} drawn by a computer"
+        complain(f"{seen}; try -m liif-drawn, which draws no ghosts beside hard edges")
 
     def interrupted(self, *, overwrite: bool) -> None:
         """Say what became of the batch before it was stopped, and how to go on where that does not ``overwrite``."""

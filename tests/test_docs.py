@@ -31,7 +31,7 @@ def pictures(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
     (tmp_path / "holiday" / "day one").mkdir(parents=True)
     (tmp_path / "scans").mkdir()
-    for name in ["photo.jpg", "one.png", "holiday/a.jpg", "holiday/day one/b.jpg", "scans/c.tif"]:
+    for name in ["photo.jpg", "one.png", "screen.png", "holiday/a.jpg", "holiday/day one/b.jpg", "scans/c.tif"]:
         Image.fromarray(pixels).save(tmp_path / name)
     half = np.full((120, 200, 1), 128, np.uint8)
     Image.fromarray(np.concatenate([pixels, half], axis=2)).save(tmp_path / "logo.png")

@@ -44,7 +44,7 @@ def test_the_readmes_upscaling_is_understood(line, pictures):
         words[words.index("*.png")] = "one.png"
     answer = runner.invoke(app, [*words, "--dry-run"])
     assert answer.exit_code == 0, answer.output
-    assert any(name in answer.output for name in ("photo", "logo", "one", "a_", "c_"))
+    assert any(name in answer.output for name in ("photo", "screen", "logo", "one", "a_", "c_"))
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if not line.startswith("liif upscale")])

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,10 @@ import pytest
 from PIL import Image
 
 from liif_cli.cli import main
+
+# Shells have background jobs ignore Ctrl-C, and what ignores it from the start goes on to: no test of it would pass.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 THOROUGH = os.environ.get("LIIF_THOROUGH") == "1"
 """Whether to look longer than continuous integration has time for."""

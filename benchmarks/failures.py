@@ -24,6 +24,7 @@ from liif_cli.benchmarks import find
 from liif_cli.jpeg import through_jpeg
 from liif_cli.metrics import psnr
 from liif_cli.protocol import Protocol
+from liif_cli.resize import pil_bicubic
 
 SCALE = 3
 Pixels = NDArray[np.uint8]
@@ -108,11 +109,6 @@ def beyond(low_res: Pixels, output: Pixels) -> float:
     return float(np.maximum(np.maximum(output - most, least - output), 0).mean())
 
 
-def bicubic(image: Pixels, height: int, width: int) -> Pixels:
-    """By Pillow."""
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description="Where the bundled models fail, measured on Set14 at x3.")
@@ -132,7 +128,7 @@ def main() -> None:
             low_res = degrade(pair.low_res)
             height, width = pair.high_res.shape[:2]
             outputs = [model.upscale(low_res, size=(height, width)) for model in models]
-            outputs.append(bicubic(low_res, height, width))
+            outputs.append(pil_bicubic(low_res, (height, width)))
             scores[picture] = [psnr(output, pair.high_res, border=SCALE, channel="y") for output in outputs]
         print(row(name, *np.mean(list(scores.values()), axis=0)))
         of_clean = of_clean or scores
@@ -146,7 +142,7 @@ def main() -> None:
         low_res = draw()
         height, width = (SCALE * side for side in low_res.shape[:2])
         outputs = [model.upscale(low_res, size=(height, width)) for model in models]
-        print(row(name, *(beyond(low_res, output) for output in (*outputs, bicubic(low_res, height, width)))))
+        print(row(name, *(beyond(low_res, output) for output in (*outputs, pil_bicubic(low_res, (height, width))))))
 
 
 def row(name: str, *values: float) -> str:

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import skimage.data
-from failures import bicubic, lines, text
+from failures import lines, text
 from PIL import Image
 
 import liif_cli
 from liif_cli.jpeg import through_jpeg
+from liif_cli.resize import pil_bicubic
 
 DOCS = Path(__file__).parents[1] / "docs"
 GAP = 8
@@ -85,7 +86,9 @@ def drawn(models: list[liif_cli.upscaler.Upscaler]) -> None:
     for picture, top, left in ((text(), 0, 0), (lines(), 70, 110)):
         detail = np.ascontiguousarray(picture[top : top + 48, left : left + 96])
         size = 4 * 48, 4 * 96
-        rows.append(beside(bicubic(detail, *size), *(np.asarray(model.upscale(detail, size=size)) for model in models)))
+        rows.append(
+            beside(pil_bicubic(detail, size), *(np.asarray(model.upscale(detail, size=size)) for model in models))
+        )
     save(rows, "drawn.png")
 
 

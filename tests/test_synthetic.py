@@ -68,9 +68,8 @@ def test_an_input_of_middles_has_no_other_colours_than_were_drawn(monkeypatch):
 
 
 def test_an_input_of_middles_shows_what_is_in_the_middle_of_its_pixels(monkeypatch):
-    monkeypatch.setattr(
-        synthetic, "FINE_OF_TRUTH", 1
-    )  # then each place is a pixel of a truth that is nine times as large
+    # Then each place is a pixel of a truth that is nine times as large.
+    monkeypatch.setattr(synthetic, "FINE_OF_TRUTH", 1)
     for low_res, truth in samples(monkeypatch, "middles", 9):
         assert np.array_equal(low_res, truth[4::9, 4::9])
 

@@ -126,23 +126,22 @@ class Report:
             complain("nothing was to be enlarged, so the model was not asked; add --direct to have it paint anyway")
 
     def _advise_jpeg(self, coarse: Sequence[Result]) -> None:
-        if not coarse:
-            return
-        if self.count == 1:
-            seen = f"{_name(coarse[0].source)} is a JPEG file of about quality {coarse[0].jpeg_quality}"
-        else:
-            verb = "is a JPEG file" if len(coarse) == 1 else "are JPEG files"
-            seen = f"{len(coarse)} of {self.count} pictures {verb} of a quality below {COARSE_JPEG}"
-        complain(f"{seen}; try -m liif-jpeg, which removes the traces of compression that the default model enlarges")
+        one = f"is a JPEG file of about quality {coarse[0].jpeg_quality}" if coarse else ""
+        some = f"{'is a JPEG file' if len(coarse) == 1 else 'are JPEG files'} of a quality below {COARSE_JPEG}"
+        advice = "try -m liif-jpeg, which removes the traces of compression that the default model enlarges"
+        self._advise(coarse, one, some, advice)
 
     def _advise_drawn(self, drawn: Sequence[Result]) -> None:
-        if not drawn:
-            return
-        if self.count == 1:
-            seen = f"{_name(drawn[0].source)} looks drawn by a computer"
-        else:
-            seen = f"{len(drawn)} of {self.count} pictures {'looks' if len(drawn) == 1 else 'look'} drawn by a computer"
-        complain(f"{seen}; try -m liif-drawn, which draws no ghosts beside hard edges")
+        some = f"{'looks' if len(drawn) == 1 else 'look'} drawn by a computer"
+        self._advise(drawn, some, some, "try -m liif-drawn, which draws no ghosts beside hard edges")
+
+    def _advise(self, seen: Sequence[Result], one: str, some: str, advice: str) -> None:
+        """``one`` is said of the only picture there is, ``some`` of those ``seen`` among several."""
+        if seen:
+            subject = (
+                f"{_name(seen[0].source)} {one}" if self.count == 1 else f"{len(seen)} of {self.count} pictures {some}"
+            )
+            complain(f"{subject}; {advice}")
 
     def interrupted(self, *, overwrite: bool) -> None:
         """Say what became of the batch before it was stopped, and how to go on where that does not ``overwrite``."""

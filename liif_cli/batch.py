@@ -92,8 +92,7 @@ class Result(NamedTuple):
     frames: int = 1
     error: Exception | None = None
     skipped: bool = False
-    jpeg_quality: int | None = None  # of an input that is a JPEG file
-    looks_drawn: bool = False  # whether it has edges that no camera makes
+    model: str | None = None  # the one that was asked
 
 
 class Listener(Protocol):
@@ -387,10 +386,10 @@ class _Painting:
     def __init__(self, task: _Task, upscaler: Upscaler, options: Options, limit_process: bool) -> None:
         self.task = task
         self.options = options
-        self.upscaler = upscaler
         frames = task.picture.frames if isinstance(task.picture, Animation) else (task.picture,)
         self.frames: tuple[Picture, ...] = frames
         like = frames[0]
+        self.upscaler = upscaler = upscaler.suited_to(like)  # one model for all frames
         self.held_bytes = len(frames) * task.size[0] * task.size[1] * (like.channels * like.pixels.itemsize + 4)
         total = upscaler.working_bytes()
         on_host = upscaler.device.type == "cpu"
@@ -525,8 +524,7 @@ class _Painting:
             seconds,
             len(self.frames),
             error,
-            jpeg_quality=first.jpeg_quality,
-            looks_drawn=first.looks_drawn,
+            model=self.upscaler.model,
         )
 
     def _write_picture(self, path: Path, picture: Picture) -> None:

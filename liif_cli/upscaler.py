@@ -1,6 +1,6 @@
 """What everything else calls: a model, ready on a device, that makes pictures larger. The Python API is this room.
 
-model = liif_cli.load("default")
+model = liif_cli.load()
 big = model.upscale(image, scale=2.7)
 field = model.encode(image)
 detail = field.render(size=(1080, 1920), box=(0, 0, 54, 96))
@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from PIL import Image
 from liif_cli import allocator, checkpoint, weights
 from liif_cli.engine import MIB, Encoded, Engine, is_out_of_memory, joined
 from liif_cli.errors import MemoryBudgetError, RangeError, UsageError
-from liif_cli.images import Picture, compose, from_array, from_pil, layers, to_array, to_pil
+from liif_cli.images import Picture, compose, from_array, from_pil, layers, looks_drawn, to_array, to_pil
 from liif_cli.sizing import Box, Size, Sizing, box_sides
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,6 +36,10 @@ MOST_BYTES = 4 * 2**30
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # 64 MiB: a GPU without them free is no use.
 PROBE_VALUES = 2**24
+# Those that "auto" chooses from.
+PHOTOGRAPHS, JPEG, DRAWN = "default", "liif-jpeg", "liif-drawn"
+# Of JPEG files; above it the model for them is no better (weights/README.md).
+COARSE_QUALITY = 93
 # The scale beyond which the network's picture is enlarged by bicubic interpolation instead (benchmarks/TRAINING.md).
 FARTHEST = 4.0
 
@@ -48,7 +52,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def load(
-    model: str | Path = "default",
+    model: str | Path = weights.AUTO,
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -58,7 +62,8 @@ def load(
     """Load a model, by its name in the registry or by the path of a checkpoint or of a training run's folder.
 
     Args:
-        model: "default" is the bundled one.
+        model: "auto" chooses for each picture which of the bundled models suits it: one for photographs, one for JPEG
+            files, one for what a computer drew. "default" is the one for photographs.
         device: "auto" (the first GPU, if there is one and it works), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (half precision where the device computes in it faster, but float32 for pictures of more than
             8 bits per channel), "float32", "bfloat16", "float16".
@@ -71,7 +76,10 @@ def load(
     """
     chosen = choose_device(device)
     limit = parse_memory(memory) if memory is not None else None
-    return Upscaler(weights.resolve(model), chosen, precision, limit, farthest=math.inf if direct else FARTHEST)
+    farthest = math.inf if direct else FARTHEST
+    if model == weights.AUTO:
+        return _Choosing(chosen, precision, limit, farthest)
+    return Upscaler(model, chosen, precision, limit, farthest)
 
 
 class Upscaler:
@@ -79,9 +87,10 @@ class Upscaler:
     back."""
 
     def __init__(
-        self, source: Path, device: torch.device, precision: str, memory_bytes: int | None, farthest: float
+        self, model: str | Path, device: torch.device, precision: str, memory_bytes: int | None, farthest: float
     ) -> None:
-        self.source = source
+        self.model = str(model)
+        self.source = weights.resolve(model)
         self.precision = precision
         self.memory_bytes = memory_bytes
         self._farthest = farthest
@@ -122,6 +131,11 @@ class Upscaler:
     @property
     def dtype(self) -> torch.dtype:
         return self._engine.dtype
+
+    def suited_to(self, picture: Picture) -> Upscaler:
+        """The one to enlarge a picture with: this one, unless it was loaded as "auto". Raises ModelError where the
+        chosen model cannot be loaded."""
+        return self
 
     def upscale(
         self,
@@ -168,6 +182,20 @@ class Upscaler:
 
         half = self._spares_deep_pictures and self._engine_for(picture) is self._engine
         return OpenPicture(picture, list(map(layer, range(len(shown)))), partial(layer, spare=True) if half else None)
+
+
+class _Choosing(Upscaler):
+    """The model for photographs, which knows when another one is asked for."""
+
+    def __init__(self, device: torch.device, precision: str, memory_bytes: int | None, farthest: float) -> None:
+        super().__init__(weights.find(PHOTOGRAPHS).name, device, precision, memory_bytes, farthest)
+        self._other = cache(lambda name: Upscaler(name, device, precision, memory_bytes, farthest))
+
+    def suited_to(self, picture: Picture) -> Upscaler:
+        drawn = looks_drawn(picture)
+        if picture.jpeg_quality is not None and (drawn or picture.jpeg_quality < COARSE_QUALITY):
+            return self._other(JPEG)
+        return self._other(DRAWN) if drawn else self
 
 
 class OpenPicture:
@@ -245,7 +273,7 @@ class PictureField:
         if again and isinstance(image, np.ndarray):
             image = image.copy()  # it is encoded when a window is asked for, and its owner may use it anew until then
         self._picture, self._restore = _as_picture(image)
-        self._open = upscaler.open(self._picture, ensemble=ensemble, again=again)
+        self._open = upscaler.suited_to(self._picture).open(self._picture, ensemble=ensemble, again=again)
 
     def render(
         self,

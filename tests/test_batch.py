@@ -50,6 +50,7 @@ class Painter(upscaler.Upscaler):
     def __init__(self, bands: int = 2, first: Callable[[Picture, int], None] = lambda picture, number: None) -> None:
         self.number = bands
         self.first = first
+        self.model = "painter"
         self.memory_bytes = 1 << 30
 
     @property

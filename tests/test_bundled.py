@@ -66,6 +66,26 @@ def test_the_model_for_drawings_rings_less_than_bicubic(scale):
     assert ringing["liif-drawn"] < ringing["bicubic"] < ringing["liif-light"]
 
 
+def test_whichever_model_suits_a_picture_paints_it(tmp_path):
+    drawn = Image.new("RGB", (64, 48), "white")
+    for step in range(8):
+        ImageDraw.Draw(drawn).rectangle((3 + 7 * step, 4, 6 + 7 * step, 40), fill=(20, 20, 30 * step))
+    portrait = Image.fromarray(astronaut()[:64, 128:224])
+    portrait.save(tmp_path / "coarse.jpg", quality=80)
+    portrait.save(tmp_path / "fine.jpg", quality=95)
+    chosen = load(device="cpu", precision="float32")
+    for image, name in (
+        (drawn, "liif-drawn"),
+        (np.asarray(drawn), "liif-drawn"),
+        (portrait, "liif-light"),
+        (Image.open(tmp_path / "coarse.jpg"), "liif-jpeg"),
+        (Image.open(tmp_path / "fine.jpg"), "liif-light"),
+    ):
+        model = load(name, device="cpu", precision="float32")
+        assert np.array_equal(np.asarray(chosen.upscale(image, 2)), np.asarray(model.upscale(image, 2)))
+        assert np.array_equal(np.asarray(chosen.encode(image).render(2)), np.asarray(model.upscale(image, 2)))
+
+
 def beyond(low_res, output):
     """How far the colours of an output leave the range of the nine input pixels around, in levels; the mean."""
     padded = torch.from_numpy(np.pad(low_res, ((1, 1), (1, 1), (0, 0)), mode="edge")).permute(2, 0, 1).float()

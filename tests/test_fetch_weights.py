@@ -635,6 +635,7 @@ def test_a_name_from_the_network_is_never_a_path(server: Server, cache: Path, to
         (str(TINY), "../mine", None, "--name"),
         (str(TINY), "default", None, "name of the registry"),
         (str(TINY), "rdn-liif", None, "name of the registry"),
+        (str(TINY), "auto", None, "name of the registry"),
         (str(TINY), "mine", "abc", "64 hexadecimal digits"),
         ("http://127.0.0.1/a.pth", "mine", None, "add --sha256"),
         ("ftp://127.0.0.1/a.pth", "mine", None, "https://"),

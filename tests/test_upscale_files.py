@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -449,40 +450,53 @@ def test_a_format_that_stands_still_is_refused_for_animations(upscale: Cli, tmp_
     assert tree(tmp_path) == ["moving.gif"]
 
 
-def test_who_enlarges_coarse_jpegs_is_told_of_the_model_for_them(cli: Cli, tmp_path: Path) -> None:
-    for name, quality in (("fine", 95), ("coarse", 60)):
-        Image.fromarray(photo(24, 32)).save(tmp_path / f"{name}.jpg", quality=quality)
-    save(tmp_path / "none.png")
-    advice = "; try -m liif-jpeg, which removes the traces of compression that the default model enlarges\n"
-    go = functools.partial(cli, "upscale", "--scale", "2", "--overwrite")
-    assert go("fine.jpg", "none.png").err.count("liif-jpeg") == 0
-    assert go("coarse.jpg").err == "liif: coarse.jpg is a JPEG file of about quality 60" + advice
-    ran = go("coarse.jpg", "fine.jpg", "none.png")
-    assert ran.err.endswith("liif: 1 of 3 pictures is a JPEG file of a quality below 93" + advice)
-    smaller = cli("upscale", "coarse.jpg", "--scale", "0.5")
-    assert (smaller.code, smaller.err) == (0, "")
-    for options in (["-q"], ["-m", "liif-jpeg"], ["-m", "liif-light"]):
-        ran = go("coarse.jpg", *options)
-        assert (ran.code, ran.err) == (0, "")
-
-
-def test_who_enlarges_what_a_computer_drew_is_told_of_the_model_for_it(cli: Cli, tmp_path: Path) -> None:
+def test_each_picture_gets_the_model_that_suits_it(cli: Cli, tmp_path: Path) -> None:
     screen = Image.new("RGBA", (80, 60), (240, 240, 240, 255))
     pen = ImageDraw.Draw(screen)
     pen.fontmode = "1"
     pen.text((4, 4), "Preferences", "black", ImageFont.load_default_imagefont())
     pen.rectangle((4, 20, 70, 50), "navy")
     screen.save(tmp_path / "screen.png")
+    for name, quality in (("fine", 95), ("coarse", 60)):
+        Image.fromarray(photo(24, 32)).save(tmp_path / f"{name}.jpg", quality=quality)
     save(tmp_path / "photo.png")
-    screen.convert("RGB").save(tmp_path / "saved.jpg", quality=95)
-    advice = "; try -m liif-drawn, which draws no ghosts beside hard edges\n"
-    go = functools.partial(cli, "upscale", "--scale", "2", "--overwrite")
-    assert go("screen.png").err == "liif: screen.png looks drawn by a computer" + advice
-    ran = go("screen.png", "photo.png", "saved.jpg")
-    assert ran.err.endswith("liif: 1 of 3 pictures looks drawn by a computer" + advice)
-    for options in (["-q"], ["-m", "liif-drawn"], ["--scale", "0.5"]):
-        ran = go("screen.png", *options)
-        assert (ran.code, ran.err) == (0, "")
+    suited = {
+        "coarse.jpg": "liif-jpeg",
+        "fine.jpg": "liif-light",
+        "photo.png": "liif-light",
+        "screen.png": "liif-drawn",
+    }
+
+    said = records(cli("upscale", *suited, "--scale", "2", "--json").out)
+    assert [each["model"] for each in said] == list(suited.values())
+    for name, model in suited.items():
+        by_itself = cli("upscale", name, "--scale", "2", "--overwrite")
+        assert re.search(rf" from \d+x\d+ by {model} in ", by_itself.out)
+        chosen = Path(f"{Path(name).stem}_x2.png").read_bytes()
+        assert " by " not in cli("upscale", name, "--scale", "2", "-m", model, "--overwrite").out
+        assert Path(f"{Path(name).stem}_x2.png").read_bytes() == chosen
+        # Without a network it is nobody's work.
+        smaller = cli("upscale", name, "--scale", "0.5")
+        assert (smaller.code, smaller.err, " by " in smaller.out) == (0, "", False)
+
+    def painted(model: str) -> bytes:
+        cli("upscale", "coarse.jpg", "--scale", "2", "-m", model, "--overwrite")
+        return Path("coarse_x2.png").read_bytes()
+
+    assert painted("auto") != painted("default") == painted("liif-light")
+
+
+def test_all_frames_are_painted_by_the_model_that_suits_the_first(cli: Cli, tmp_path: Path) -> None:
+    drawn = Image.new("RGB", (40, 30), "white")
+    ImageDraw.Draw(drawn).rectangle((5, 5, 30, 20), "navy")
+    frames = [drawn, Image.fromarray(photo(30, 40))]
+    frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])
+    frames[1].save(tmp_path / "second.png")
+    assert " by liif-drawn in " in cli("upscale", "moving.png", "--scale", "2").out
+    cli("upscale", "second.png", "--scale", "2", "-m", "liif-drawn")
+    with Image.open("moving_x2.png") as moving, Image.open("second_x2.png") as second:
+        moving.seek(1)
+        assert np.array_equal(np.asarray(moving.convert("RGB")), np.asarray(second))
 
 
 def test_a_model_is_asked_at_the_picture_s_own_size_where_that_is_wanted(upscale: Cli, tmp_path: Path) -> None:

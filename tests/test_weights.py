@@ -171,6 +171,11 @@ def test_an_unknown_name_is_answered_with_those_that_come_close(text: str, meant
     assert "\n" not in str(caught.value)
 
 
+def test_auto_is_no_model_by_itself() -> None:
+    with pytest.raises(ModelError, match="auto: only upscaling chooses a model by the picture; name one"):
+        weights.resolve("auto")
+
+
 @pytest.mark.parametrize("text", ["", " ", "\0", "a" * 5000, "café"])
 def test_any_text_gets_one_line(text: str) -> None:
     with pytest.raises(ModelError):

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from liif_cli.cli import stopping
 from liif_cli.errors import LiifError, OutputError
+from liif_cli.weights import AUTO
 
 if TYPE_CHECKING:
     from liif_cli.batch import Result
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 NARROW = 80  # columns; below, the bar gives way to the words
 NAMED_FAILURES = 20
-COARSE_JPEG = 93  # liif-jpeg is 0.3 to 0.4 dB better at quality 90, as good at 95 (Set14, x2 to x4)
 
 
 class Report:
@@ -100,9 +100,9 @@ class Report:
         if result.error is not None:
             self._complain(result.source, result.error)
         if self.as_json:
-            self._say(json.dumps(record(result, self.model)))
+            self._say(json.dumps(record(result, result.model or self.model)))
         elif result.error is None and not self.quiet and not self.picture_to_stdout:
-            self._say(line(result))
+            self._say(line(result, tell_model=self.model == AUTO and (self.direct or _is_larger(result))))
 
     def summary(self) -> None:
         """Say how the batch went, where it was one."""
@@ -113,35 +113,11 @@ class Report:
                 complain(summary_line(self.results, self.count))
 
     def advise(self) -> None:
-        """Name the models for JPEG files and for what computers draw where the default had such to enlarge; say where
-        another model was not asked."""
+        """Say where a model that was named was not asked."""
         made = [result for result in self.results if result.error is None and not result.skipped]
-        if self.quiet or not made:
-            return
-        if self.model == "default":
-            larger = [result for result in made if _is_larger(result)]
-            self._advise_jpeg([result for result in larger if _is_coarse(result)])
-            self._advise_drawn([result for result in larger if result.looks_drawn])
-        elif not self.direct and all(result.size == result.output_size for result in made):
+        named = self.model != AUTO and not self.direct
+        if named and made and not self.quiet and all(result.size == result.output_size for result in made):
             complain("nothing was to be enlarged, so the model was not asked; add --direct to have it paint anyway")
-
-    def _advise_jpeg(self, coarse: Sequence[Result]) -> None:
-        one = f"is a JPEG file of about quality {coarse[0].jpeg_quality}" if coarse else ""
-        some = f"{'is a JPEG file' if len(coarse) == 1 else 'are JPEG files'} of a quality below {COARSE_JPEG}"
-        advice = "try -m liif-jpeg, which removes the traces of compression that the default model enlarges"
-        self._advise(coarse, one, some, advice)
-
-    def _advise_drawn(self, drawn: Sequence[Result]) -> None:
-        some = f"{'looks' if len(drawn) == 1 else 'look'} drawn by a computer"
-        self._advise(drawn, some, some, "try -m liif-drawn, which draws no ghosts beside hard edges")
-
-    def _advise(self, seen: Sequence[Result], one: str, some: str, advice: str) -> None:
-        """``one`` is said of the only picture there is, ``some`` of those ``seen`` among several."""
-        if seen:
-            subject = (
-                f"{_name(seen[0].source)} {one}" if self.count == 1 else f"{len(seen)} of {self.count} pictures {some}"
-            )
-            complain(f"{subject}; {advice}")
 
     def interrupted(self, *, overwrite: bool) -> None:
         """Say what became of the batch before it was stopped, and how to go on where that does not ``overwrite``."""
@@ -181,10 +157,6 @@ def _columns(count: int, *, narrow: bool) -> list[Any]:
     return [*columns, TimeRemainingColumn(), TextColumn("left")]
 
 
-def _is_coarse(result: Result) -> bool:
-    return (result.jpeg_quality or 100) < COARSE_JPEG
-
-
 def _is_larger(result: Result) -> bool:
     return any(wanted > side for wanted, side in zip(result.output_size or (), result.size or (), strict=True))
 
@@ -209,7 +181,7 @@ def words(source: Path, error: Exception) -> str:
     return f"liif: {name}: internal error ({type(error).__name__}); please report it with the traceback"
 
 
-def line(result: Result) -> str:
+def line(result: Result, *, tell_model: bool = False) -> str:
     """One line for what was written, or was there."""
     if result.skipped:
         return f"{result.output}  already exists, skipped"
@@ -218,7 +190,7 @@ def line(result: Result) -> str:
     (height, width), (out_height, out_width) = result.size, result.output_size
     return (
         f"{result.output}  {out_width}x{out_height} from {width}x{height}{_frames(result.frames)}"
-        f" in {result.seconds:.1f} s"
+        f"{f' by {result.model}' if tell_model else ''} in {result.seconds:.1f} s"
     )
 
 

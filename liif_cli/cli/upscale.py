@@ -14,6 +14,7 @@ import typer
 
 from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption, flag
 from liif_cli.errors import InputError, UsageError
+from liif_cli.weights import AUTO
 
 if TYPE_CHECKING:
     from liif_cli.jobs import Job, Options, Preview
@@ -189,10 +190,12 @@ def upscale(
             "--model",
             metavar="NAME|FILE",
             envvar="LIIF_MODEL",
-            help="A name from liif fetch-weights --list, a checkpoint, or a training run's folder.",
+            help="A name from liif fetch-weights --list, a checkpoint, or a training run's folder. auto chooses for"
+            " each picture: liif-jpeg for JPEG files of a quality below 93, liif-drawn for what a computer drew,"
+            " liif-light for the rest.",
             rich_help_panel=PANEL,
         ),
-    ] = "default",
+    ] = AUTO,
     device: DeviceOption = "auto",
     precision: Annotated[
         str,
@@ -353,7 +356,8 @@ def _run(
     upscaler = load(**loading)
     if saying["verbose"]:
         mib = upscaler.working_bytes() >> 20
-        complain(f"model {upscaler.source} on {upscaler.device} in {upscaler.computes_in}, within {mib} MiB")
+        chosen = f"{loading['model']} for each picture" if loading["model"] == AUTO else upscaler.source
+        complain(f"model {chosen} on {upscaler.device} in {upscaler.computes_in}, within {mib} MiB")
     model, direct = loading["model"], loading["direct"]
     report = Report(len(jobs), model=model, direct=direct, picture_to_stdout=to_stdout, **saying)
     try:

@@ -6,6 +6,7 @@ The only place of file formats and of rounding. Sizes are (height, width), array
 from liif_cli.images.animation import MOVING, Animation, check_animation, read_animation, write_animation
 from liif_cli.images.arrays import from_array, to_array
 from liif_cli.images.compose import compose, layers, layers_bytes
+from liif_cli.images.drawn import looks_drawn
 from liif_cli.images.fit import fitted
 from liif_cli.images.formats import FORMATS, Format, check_output, format_of
 from liif_cli.images.header import Header, may_move, read_header
@@ -33,6 +34,7 @@ __all__ = [
     "from_pil",
     "layers",
     "layers_bytes",
+    "looks_drawn",
     "may_move",
     "open_writer",
     "read",

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 
-LOOKED_AT_PIXELS, LEAST_EDGES, DRAWN_SHARE = 2**18, 30, 0.06  # for `looks_drawn`
-
 
 @dataclass(frozen=True, eq=False)
 class Picture:
@@ -85,23 +83,6 @@ class Picture:
         if self.alpha is not None and self.constant_alpha is None:
             coloured &= self.alpha > 0
         return not coloured.any()
-
-    @cached_property
-    def looks_drawn(self) -> bool:
-        """Whether many of its edges stand between areas of exactly one colour, as a computer draws them and no camera
-        does. Of edges of a fifth of the range 10 % and more do in screenshots and line art, 2 % at most in photographs.
-        """
-        # Some rows tell, and take next to no memory of a picture that is hardly held itself.
-        height, width = self.size
-        rows = self.colour[:: -(-height * width // LOOKED_AT_PIXELS), :LOOKED_AT_PIXELS]
-        if rows.shape[1] < 4 or self.jpeg_quality is not None:
-            return False
-        before, left, right, after = (rows[:, at : rows.shape[1] - 3 + at] for at in range(4))
-        apart = np.maximum(left, right) - np.minimum(left, right)
-        edge = apart.max(axis=2) >= full_scale(rows.dtype) / 5
-        # Between even areas, or a line one pixel wide in one.
-        even = (before == left).all(axis=2) & ((right == after).all(axis=2) | (left == after).all(axis=2))
-        return bool(edge.sum() >= LEAST_EDGES and (edge & even).sum() >= DRAWN_SHARE * edge.sum())
 
     @cached_property
     def constant_alpha(self) -> Any:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from liif_cli.errors import ModelError
 from liif_cli.weights.cache import Place, bundled_path, cache_folder, cached_names, check_size, drop_place, read_record
-from liif_cli.weights.registry import Entry, Registry, registry
+from liif_cli.weights.registry import AUTO, Entry, Registry, registry
 
-__all__ = ["Entry", "Registry", "cache_folder", "find", "known_names", "registry", "resolve"]
+__all__ = ["AUTO", "Entry", "Registry", "cache_folder", "find", "known_names", "registry", "resolve"]
 
 _REINSTALL = "install liif again"
 
@@ -76,6 +76,8 @@ def _registered(entry: Entry) -> Path:
 
 
 def _unknown(text: str) -> ModelError:
+    if text == AUTO:
+        return ModelError(f"{AUTO}: only upscaling chooses a model by the picture; name one, such as default")
     if os.sep in text or "/" in text or text.endswith((".pth", ".pt", ".safetensors")):
         return ModelError(f"{text}: no such model file or folder")
     names = known_names()

@@ -27,7 +27,7 @@ from liif_cli.weights.cache import (
     sha256_of,
     write_record,
 )
-from liif_cli.weights.registry import Entry, is_name, is_sha256, registry
+from liif_cli.weights.registry import AUTO, Entry, is_name, is_sha256, registry
 
 _SCHEMES = ("http", "https")
 
@@ -204,7 +204,7 @@ def _check_own_name(name: str) -> None:
             f"--name {name!r}: a model's name has at most 64 small letters, digits, dots, dashes and underscores, and"
             " begins and ends with a letter or digit"
         )
-    if registry().find(name) is not None:
+    if name == AUTO or registry().find(name) is not None:
         raise UsageError(f"--name {name}: is a name of the registry; choose another one")
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from liif_cli.errors import ModelError
 
 REGISTRY = "registry.toml"
+AUTO = "auto"  # no model's name: who enlarges pictures asks by it for whichever bundled one suits each
 SUFFIX = ".safetensors"
 
 T = TypeVar("T")

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--side", type=int, default=96)
     parser.add_argument("--scale", type=float, default=2.0)
-    parser.add_argument("--model", default="default")
+    parser.add_argument("--model", default="auto")
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
 

@@ -264,7 +264,7 @@ def main() -> None:
         (
             "light network, 24 megapixels at x2, --memory 2G",
             (4000, 6000),
-            ["--scale", "2", "--memory", "2G", "-o", out + ".png"],
+            ["--scale", "2", "-m", "default", "--memory", "2G", "-o", out + ".png"],
         ),
     ]
     if args.quick or args.no_memory:

@@ -4,8 +4,8 @@
 
 docs/before-after.png: details of NASA's portrait of Eileen Collins, bicubic and liif.
 docs/scales.png: details at x2.7, x4 and x8: bicubic, liif, the truth.
-docs/jpeg.png: details of the portrait, saved as JPEG before: bicubic, liif, liif with liif-jpeg.
-docs/drawn.png: details of what a computer drew, at x4: bicubic, liif, liif with liif-drawn.
+docs/jpeg.png: details of the portrait, saved as JPEG before: bicubic, liif-light, liif-jpeg.
+docs/drawn.png: details of what a computer drew, at x4: bicubic, liif-light, liif-drawn.
 """
 
 from __future__ import annotations

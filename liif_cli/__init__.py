@@ -2,7 +2,7 @@
 Image Function", CVPR 2021).
 
     import liif_cli
-    model = liif_cli.load("default")
+    model = liif_cli.load()
     big = model.upscale(image, scale=2.7)   # a PIL image or a numpy array; the same kind comes back
 """
 

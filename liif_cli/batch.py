@@ -92,7 +92,7 @@ class Result(NamedTuple):
     frames: int = 1
     error: Exception | None = None
     skipped: bool = False
-    model: str | None = None  # the one that was asked
+    model: str | None = None  # the one that painted it; None where nothing was to be painted, only filtered
 
 
 class Listener(Protocol):
@@ -389,7 +389,11 @@ class _Painting:
         frames = task.picture.frames if isinstance(task.picture, Animation) else (task.picture,)
         self.frames: tuple[Picture, ...] = frames
         like = frames[0]
-        self.upscaler = upscaler = upscaler.suited_to(like)  # one model for all frames
+        self.model = None
+        if upscaler.paints(like.size, task.size, options.box):
+            upscaler = upscaler.suited_to(frames[len(frames) // 2])  # for all of them
+            self.model = upscaler.model
+        self.upscaler = upscaler
         self.held_bytes = len(frames) * task.size[0] * task.size[1] * (like.channels * like.pixels.itemsize + 4)
         total = upscaler.working_bytes()
         on_host = upscaler.device.type == "cpu"
@@ -524,7 +528,7 @@ class _Painting:
             seconds,
             len(self.frames),
             error,
-            model=self.upscaler.model,
+            model=self.model,
         )
 
     def _write_picture(self, path: Path, picture: Picture) -> None:

@@ -393,6 +393,14 @@ class Engine:
         """
         yield from self.open(image).bands(output, box)
 
+    def paints(self, image: Size, output: Size, box: Box | None = None) -> bool:
+        """Whether the network is asked for a window. One that is made smaller or left as it is, and so is known, is
+        filtered, but for who wants it all from the network, restored. Raises InputError for a bad box."""
+        sides = box_sides(image, box)
+        known = all(wanted <= side for wanted, side in zip(output, sides, strict=True))
+        restored = self.farthest == math.inf and output == sides
+        return not known or restored or self.model.holds_picture
+
     def open(self, image: Array, *, ensemble: bool = False, again: bool = False, layers: int = 1) -> Encoded:
         """Get an image ready to be painted from.
 
@@ -460,10 +468,7 @@ class Encoded:
         that was encoded and each band that was painted and taken."""
         engine = self.engine
         task = make_task(engine.model, self.size, output, box, engine.farthest)
-        sides = box_sides(self.size, box)
-        smaller = all(wanted <= side for wanted, side in zip(output, sides, strict=True))
-        # Where all is known there is nothing to ask, but for who wants it all from the network, restored.
-        if smaller and not engine.model.holds_picture and not (engine.farthest == math.inf and output == sides):
+        if not engine.paints(self.size, output, box):
             yield from _reduced(self.image, output, box or whole(self.size), report)
             return
         painters = engine.painters(self.budget_bytes)

@@ -63,7 +63,8 @@ def load(
 
     Args:
         model: "auto" chooses for each picture which of the bundled models suits it: one for photographs, one for JPEG
-            files, one for what a computer drew. "default" is the one for photographs.
+            files (PIL images as opened from them: arrays and copies do not tell), one for what a computer drew. Name
+            one, as "default", which is that for photographs, to enlarge the frames of a film all alike.
         device: "auto" (the first GPU, if there is one and it works), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (half precision where the device computes in it faster, but float32 for pictures of more than
             8 bits per channel), "float32", "bfloat16", "float16".
@@ -137,6 +138,10 @@ class Upscaler:
         chosen model cannot be loaded."""
         return self
 
+    def paints(self, image: Size, output: Size, box: Box | None = None) -> bool:
+        """Whether the network is asked for an output, or it is filtered only. Raises InputError for a bad box."""
+        return self._engine.paints(image, output, box)
+
     def upscale(
         self,
         image: Any,
@@ -171,7 +176,8 @@ class Upscaler:
     def open(
         self, picture: Picture, budget_bytes: int | None = None, *, ensemble: bool = False, again: bool = False
     ) -> OpenPicture:
-        """Get a picture ready to be painted from within a budget; ``again`` if more than one window will be."""
+        """Get a picture ready to be painted from by this very model, within a budget; ``again`` if more windows than
+        one will be."""
         budget = self.working_bytes() if budget_bytes is None else budget_bytes
         shown = layers(picture)
 
@@ -192,10 +198,9 @@ class _Choosing(Upscaler):
         self._other = cache(lambda name: Upscaler(name, device, precision, memory_bytes, farthest))
 
     def suited_to(self, picture: Picture) -> Upscaler:
-        drawn = looks_drawn(picture)
-        if picture.jpeg_quality is not None and (drawn or picture.jpeg_quality < COARSE_QUALITY):
+        if picture.jpeg_quality is not None and picture.jpeg_quality < COARSE_QUALITY:
             return self._other(JPEG)
-        return self._other(DRAWN) if drawn else self
+        return self._other(JPEG if picture.jpeg_quality else DRAWN) if looks_drawn(picture) else self
 
 
 class OpenPicture:

@@ -57,6 +57,9 @@ class Painter(upscaler.Upscaler):
     def device(self) -> Any:
         return upscaler.torch.device("cpu")
 
+    def paints(self, *window: Any) -> bool:
+        return True
+
     def open(self, picture: Picture, budget_bytes: int | None = None, *, ensemble: bool = False) -> Any:
         painter = self
 
@@ -366,7 +369,7 @@ def test_nothing_to_do() -> None:
 
 
 def test_the_bar_never_goes_back(folder: Path) -> None:
-    report = Report(2, model="", direct=False, as_json=False, quiet=False, verbose=False, picture_to_stdout=False)
+    report = Report(2, model="", as_json=False, quiet=False, verbose=False, picture_to_stdout=False)
     first, second = (jobs.Job(jobs.Source(folder / name), folder, "", ".png") for name in ("a.png", "b.png"))
     seen = []
     for job, share in ((first, 0.5), (first, 1.0), (second, 0.1), (second, 0.9)):  # the first is still being written

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import skimage.data
+from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from liif_cli.cli import app
+from liif_cli.upscaler import COARSE_QUALITY
 
 README = Path(__file__).parents[1] / "README.md"
 runner = CliRunner()
@@ -98,3 +100,31 @@ def test_training_is_measured(tmp_path):
         command += ["--set", setting]
     subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads((tmp_path / "out.json").read_text())["times_the_paper"] > 0
+
+
+def test_a_batch_is_measured():
+    command = [sys.executable, str(README.parent / "benchmarks" / "batch.py"), "--count", "2", "--side", "16"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout)["pictures"] == 2
+
+
+def test_how_drawn_pictures_are_told_is_measured(tmp_path):
+    for kind in ("photos", "drawn"):
+        (tmp_path / kind).mkdir()
+    astronaut = Image.fromarray(skimage.data.astronaut()[:200, 150:350])
+    astronaut.save(tmp_path / "photos" / "astronaut.png")
+    chart = Image.new("RGBA", (200, 150), (0, 0, 0, 0))
+    for row in range(10):
+        ImageDraw.Draw(chart).rectangle((5, 14 * row, 20 + 17 * row, 14 * row + 8), (0, 20 * row, 99))
+    chart.save(tmp_path / "drawn" / "chart.png")
+    command = [sys.executable, str(README.parent / "benchmarks" / "drawn.py")]
+    command += ["--photos", str(tmp_path / "photos"), "--drawn", str(tmp_path / "drawn")]
+    rows = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [row.split(" | ")[1:4] for row in rows[2:4]] == [["photographs", "2", "0"], ["drawn", "1", "1"]]
+
+
+def test_the_quality_below_which_jpeg_files_have_their_model_is_said_alike_everywhere():
+    said = f"of a quality below {COARSE_QUALITY}"
+    assert said in " ".join(README.read_text(encoding="utf-8").split())
+    shown = runner.invoke(app, ["upscale", "--help"], env={"COLUMNS": "200"}).output
+    assert said in " ".join(shown.replace("│", " ").split())

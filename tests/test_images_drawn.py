@@ -69,6 +69,16 @@ def test_what_a_computer_draws_does(image: Image.Image) -> None:
     assert not looks_drawn(from_array(pixels[:, :3]))  # too little to tell
 
 
+def test_lines_of_text_in_step_with_the_rows_are_seen() -> None:
+    """A large screen, of which not every row is looked at."""
+    for phase in range(0, 32, 5):
+        screen = Image.new("RGB", (2560, 1440), "white")
+        pen = ImageDraw.Draw(screen)
+        for top in range(phase, 1440, 32):
+            pen.text((8, top), "def enlarge(picture): return it" * 3, "black", ImageFont.load_default(10))
+        assert looks_drawn(from_pil(screen))
+
+
 def test_so_it_does_after_jpeg_and_webp() -> None:
     image = letters(smoothed=True).resize((900, 360), Image.Resampling.NEAREST)
     for file_format, quality in (("JPEG", 95), ("WEBP", 80)):

@@ -18,7 +18,8 @@ import torch
 from conftest import TINY, Cli, photo, save
 from PIL import Image, ImageCms, ImageDraw, ImageFont
 
-from liif_cli import checkpoint, jobs
+import liif_cli
+from liif_cli import checkpoint, jobs, weights
 from liif_cli.engine import Engine, joined
 from liif_cli.images import from_array, read, read_header, write
 from liif_cli.sizing import Sizing
@@ -450,7 +451,9 @@ def test_a_format_that_stands_still_is_refused_for_animations(upscale: Cli, tmp_
     assert tree(tmp_path) == ["moving.gif"]
 
 
-def test_each_picture_gets_the_model_that_suits_it(cli: Cli, tmp_path: Path) -> None:
+@pytest.fixture
+def suited(tmp_path: Path) -> dict[str, str]:
+    """Pictures of 80x60 by name, and the model that suits each."""
     screen = Image.new("RGBA", (80, 60), (240, 240, 240, 255))
     pen = ImageDraw.Draw(screen)
     pen.fontmode = "1"
@@ -458,26 +461,20 @@ def test_each_picture_gets_the_model_that_suits_it(cli: Cli, tmp_path: Path) -> 
     pen.rectangle((4, 20, 70, 50), "navy")
     screen.save(tmp_path / "screen.png")
     for name, quality in (("fine", 95), ("coarse", 60)):
-        Image.fromarray(photo(24, 32)).save(tmp_path / f"{name}.jpg", quality=quality)
-    save(tmp_path / "photo.png")
-    suited = {
-        "coarse.jpg": "liif-jpeg",
-        "fine.jpg": "liif-light",
-        "photo.png": "liif-light",
-        "screen.png": "liif-drawn",
-    }
+        Image.fromarray(photo(60, 80)).save(tmp_path / f"{name}.jpg", quality=quality)
+    save(tmp_path / "photo.png", photo(60, 80))
+    return {"coarse.jpg": "liif-jpeg", "fine.jpg": "liif-light", "photo.png": "liif-light", "screen.png": "liif-drawn"}
 
+
+def test_each_picture_gets_the_model_that_suits_it(cli: Cli, suited: dict[str, str]) -> None:
     said = records(cli("upscale", *suited, "--scale", "2", "--json").out)
     assert [each["model"] for each in said] == list(suited.values())
     for name, model in suited.items():
         by_itself = cli("upscale", name, "--scale", "2", "--overwrite")
-        assert re.search(rf" from \d+x\d+ by {model} in ", by_itself.out)
+        assert re.search(rf" from 80x60 by {model} in ", by_itself.out)
         chosen = Path(f"{Path(name).stem}_x2.png").read_bytes()
         assert " by " not in cli("upscale", name, "--scale", "2", "-m", model, "--overwrite").out
         assert Path(f"{Path(name).stem}_x2.png").read_bytes() == chosen
-        # Without a network it is nobody's work.
-        smaller = cli("upscale", name, "--scale", "0.5")
-        assert (smaller.code, smaller.err, " by " in smaller.out) == (0, "", False)
 
     def painted(model: str) -> bytes:
         cli("upscale", "coarse.jpg", "--scale", "2", "-m", model, "--overwrite")
@@ -486,17 +483,62 @@ def test_each_picture_gets_the_model_that_suits_it(cli: Cli, tmp_path: Path) -> 
     assert painted("auto") != painted("default") == painted("liif-light")
 
 
-def test_all_frames_are_painted_by_the_model_that_suits_the_first(cli: Cli, tmp_path: Path) -> None:
-    drawn = Image.new("RGB", (40, 30), "white")
+@pytest.mark.parametrize(
+    ("size", "asked"),
+    [
+        (["--scale", "0.5"], False),
+        (["--scale", "0.5", "--direct"], False),
+        (["--scale", "1"], False),
+        (["--scale", "1", "--direct"], True),
+        (["--scale", "2", "--box", "0,0,40,30"], True),  # as large as the picture
+        (["--scale", "3", "--box", "10,10,20,20"], True),  # and smaller, yet enlarged
+        (["--scale", "1", "--box", "0,0,40,30"], False),
+        (["--size", "100x30"], True),
+    ],
+)
+def test_a_model_is_named_where_one_was_asked(cli: Cli, suited: dict[str, str], size: list[str], asked: bool) -> None:
+    by_itself = cli("upscale", "screen.png", *size)
+    assert (by_itself.code, by_itself.err, " by liif-drawn in " in by_itself.out) == (0, "", asked)
+    (said,) = records(cli("upscale", "screen.png", *size, "--json", "--overwrite").out)
+    assert said["model"] == ("liif-drawn" if asked else None)
+    (skipped,) = records(cli("upscale", "screen.png", *size, "--json", "--skip-existing").out)
+    assert (skipped["skipped"], skipped["model"]) == (True, "auto")
+    named = cli("upscale", "screen.png", *size, "-m", "default", "--overwrite")
+    assert ("so the model was not asked" in named.err) is (size == ["--scale", "1"])
+
+
+def test_all_frames_are_painted_by_the_model_that_suits_one_in_the_middle(cli: Cli, tmp_path: Path) -> None:
+    blank, drawn = Image.new("RGB", (40, 40), "white"), Image.new("RGB", (40, 40), "white")
     ImageDraw.Draw(drawn).rectangle((5, 5, 30, 20), "navy")
-    frames = [drawn, Image.fromarray(photo(30, 40))]
-    frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])
-    frames[1].save(tmp_path / "second.png")
+    last = Image.fromarray(photo(40, 40))
+    blank.save(tmp_path / "moving.png", save_all=True, append_images=[drawn, last])
+    last.save(tmp_path / "last.png")
     assert " by liif-drawn in " in cli("upscale", "moving.png", "--scale", "2").out
-    cli("upscale", "second.png", "--scale", "2", "-m", "liif-drawn")
-    with Image.open("moving_x2.png") as moving, Image.open("second_x2.png") as second:
-        moving.seek(1)
-        assert np.array_equal(np.asarray(moving.convert("RGB")), np.asarray(second))
+    cli("upscale", "last.png", "--scale", "2", "-m", "liif-drawn")
+    with Image.open("moving_x2.png") as moving, Image.open("last_x2.png") as still:
+        moving.seek(2)
+        assert np.array_equal(np.asarray(moving.convert("RGB")), np.asarray(still))
+
+
+def test_what_phones_take_is_a_jpeg_file_by_whatever_way_it_comes(cli: Cli, tmp_path: Path) -> None:
+    first, second = (Image.fromarray(photo(24, 32)).resize(size) for size in ((32, 24), (16, 12)))
+    first.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[second], quality=70)
+    assert " by liif-jpeg in " in cli("upscale", "phone.jpg", "--scale", "2").out
+    with Image.open("phone.jpg") as opened, Image.open("phone_x2.png") as painted:
+        assert opened.format == "MPO"
+        assert np.array_equal(np.asarray(liif_cli.load(device="cpu").upscale(opened, 2)), np.asarray(painted))
+
+
+def test_a_model_that_cannot_be_loaded_fails_the_pictures_it_suits(
+    cli: Cli, suited: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = weights.resolve
+    monkeypatch.setattr(weights, "resolve", lambda name: found("gone.safetensors" if name == "liif-drawn" else name))
+    ran = cli("upscale", *suited, "--scale", "2")
+    assert ran.code == 1
+    assert ran.err.startswith("liif: screen.png: gone.safetensors: no such model file")
+    assert len(ran.out.splitlines()) == 3
+    assert cli("upscale", "screen.png", "--scale", "2").code == 3
 
 
 def test_a_model_is_asked_at_the_picture_s_own_size_where_that_is_wanted(upscale: Cli, tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def test_a_pipe_that_stays_silent_does_not_keep_it_from_stopping(nursery: Nurser
 
 def test_one_who_overwrites_is_not_told_to_skip(capsys: pytest.CaptureFixture[str]) -> None:
     for overwrite in (False, True):
-        how = {"direct": False, "as_json": False, "quiet": False, "verbose": False, "picture_to_stdout": False}
+        how = {"as_json": False, "quiet": False, "verbose": False, "picture_to_stdout": False}
         Report(2, model="default", **how).interrupted(overwrite=overwrite)
         assert ("--skip-existing" in capsys.readouterr().err) != overwrite
 

@@ -174,6 +174,8 @@ def test_an_unknown_name_is_answered_with_those_that_come_close(text: str, meant
 def test_auto_is_no_model_by_itself() -> None:
     with pytest.raises(ModelError, match="auto: only upscaling chooses a model by the picture; name one"):
         weights.resolve("auto")
+    with pytest.raises(ModelError, match="did you mean auto"):
+        weights.resolve("Auto")
 
 
 @pytest.mark.parametrize("text", ["", " ", "\0", "a" * 5000, "café"])

@@ -35,7 +35,6 @@ class Report:
         count: int,
         *,
         model: str,
-        direct: bool,
         as_json: bool,
         quiet: bool,
         verbose: bool,
@@ -43,7 +42,6 @@ class Report:
     ) -> None:
         self.count = count
         self.model = model
-        self.direct = direct
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
@@ -100,9 +98,9 @@ class Report:
         if result.error is not None:
             self._complain(result.source, result.error)
         if self.as_json:
-            self._say(json.dumps(record(result, result.model or self.model)))
+            self._say(json.dumps(record(result, self.model)))
         elif result.error is None and not self.quiet and not self.picture_to_stdout:
-            self._say(line(result, tell_model=self.model == AUTO and (self.direct or _is_larger(result))))
+            self._say(line(result, tell_model=self.model == AUTO))
 
     def summary(self) -> None:
         """Say how the batch went, where it was one."""
@@ -115,8 +113,8 @@ class Report:
     def advise(self) -> None:
         """Say where a model that was named was not asked."""
         made = [result for result in self.results if result.error is None and not result.skipped]
-        named = self.model != AUTO and not self.direct
-        if named and made and not self.quiet and all(result.size == result.output_size for result in made):
+        known = [result for result in made if result.model is None and result.size == result.output_size]
+        if self.model != AUTO and made and len(known) == len(made) and not self.quiet:
             complain("nothing was to be enlarged, so the model was not asked; add --direct to have it paint anyway")
 
     def interrupted(self, *, overwrite: bool) -> None:
@@ -157,10 +155,6 @@ def _columns(count: int, *, narrow: bool) -> list[Any]:
     return [*columns, TimeRemainingColumn(), TextColumn("left")]
 
 
-def _is_larger(result: Result) -> bool:
-    return any(wanted > side for wanted, side in zip(result.output_size or (), result.size or (), strict=True))
-
-
 def complain(text: str) -> None:
     """Print a line to standard error."""
     print(f"liif: {text}", file=sys.stderr, flush=True)
@@ -190,7 +184,7 @@ def line(result: Result, *, tell_model: bool = False) -> str:
     (height, width), (out_height, out_width) = result.size, result.output_size
     return (
         f"{result.output}  {out_width}x{out_height} from {width}x{height}{_frames(result.frames)}"
-        f"{f' by {result.model}' if tell_model else ''} in {result.seconds:.1f} s"
+        f"{f' by {result.model}' if tell_model and result.model else ''} in {result.seconds:.1f} s"
     )
 
 
@@ -209,8 +203,9 @@ def preview_line(preview: Preview) -> str:
     return f"{name}  {out_width}x{out_height} from {preview.source} {width}x{height}{_frames(preview.frames)}"
 
 
-def record(result: Result | Preview, model: str) -> dict[str, Any]:
-    """What --json prints."""
+def record(result: Result | Preview, asked: str) -> dict[str, Any]:
+    """What --json prints: the model is that which painted, or null where none did; without an output, what was
+    asked for."""
 
     def as_object(size: tuple[int, int] | None) -> dict[str, int] | None:
         return None if size is None else {"width": size[1], "height": size[0]}
@@ -224,7 +219,7 @@ def record(result: Result | Preview, model: str) -> dict[str, Any]:
         "output_size": as_object(result.output_size),
         "frames": result.frames,
         "seconds": None if seconds is None else round(seconds, 3),
-        "model": model,
+        "model": getattr(result, "model", asked) if made and not result.skipped else asked,
         "skipped": result.skipped,
         "error": None if result.error is None else words(result.source, result.error).removeprefix("liif: "),
         "exit_code": None if result.error is None else getattr(result.error, "exit_code", 1),

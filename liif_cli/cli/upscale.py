@@ -192,7 +192,7 @@ def upscale(
             envvar="LIIF_MODEL",
             help="A name from liif fetch-weights --list, a checkpoint, or a training run's folder. auto chooses for"
             " each picture: liif-jpeg for JPEG files of a quality below 93, liif-drawn for what a computer drew,"
-            " liif-light for the rest.",
+            " liif-light for other photographs.",
             rich_help_panel=PANEL,
         ),
     ] = AUTO,
@@ -356,10 +356,9 @@ def _run(
     upscaler = load(**loading)
     if saying["verbose"]:
         mib = upscaler.working_bytes() >> 20
-        chosen = f"{loading['model']} for each picture" if loading["model"] == AUTO else upscaler.source
-        complain(f"model {chosen} on {upscaler.device} in {upscaler.computes_in}, within {mib} MiB")
-    model, direct = loading["model"], loading["direct"]
-    report = Report(len(jobs), model=model, direct=direct, picture_to_stdout=to_stdout, **saying)
+        model = "which suits each picture" if loading["model"] == AUTO else upscaler.source
+        complain(f"model {model} on {upscaler.device} in {upscaler.computes_in}, within {mib} MiB")
+    report = Report(len(jobs), model=loading["model"], picture_to_stdout=to_stdout, **saying)
     try:
         with report:
             results = batch.run(

@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from liif_cli.images.picture import Picture, full_scale
 
-# Some rows tell, and take next to no memory of a picture that is hardly held itself.
+# So many pixels tell, and take next to no memory of a picture that is hardly held itself.
 MOST_PIXELS = 2**18
-EDGE = 1 / 5  # of the range, between neighbours
+# Neighbours further apart than this share of the range are an edge. (The colours of old palettes are as far apart.)
+EDGE = 1 / 5
 LEAST_EDGES = 30
-# Measured on 190 photographs and benchmark pictures and on 23 screenshots, charts and icons, among them nine whole
-# screens with smoothed letters. Of a photograph's edges at most 2 % stand between areas of one colour, but where there
-# is hardly any edge; in line art 10 to 70 %.
+# The limits are in the middle of what benchmarks/drawn.py finds; benchmarks/TRAINING.md has the figures.
 HARD_SHARE, LEAST_EDGES_SHARE = 0.06, 0.003
-# Of a photograph's neighbours at most 59 % are equal, on a screen 93 % and more. Of those that differ a quarter at most
-# are edges in a photograph, on a screen 27 % and more. Where JPEG of quality 95 has touched a screen, 69 % and more of
-# all are equal, and 7 to 26 % of the others edges.
 EQUAL_SHARE, EDGE_SHARE, LOSSY_EDGE_SHARE = 2 / 3, 0.2, 0.08
 
 
-def looks_drawn(picture: Picture) -> bool:
-    """Whether a picture has edges, or even areas, as no camera makes them. What is transparent does not count."""
+class Look(NamedTuple):
+    """What a picture's horizontal neighbours are like, but for those that are both transparent; shares in [0, 1]."""
+
+    edges: int
+    edges_share: float  # of all neighbours
+    hard: float  # of the edges: those between areas of exactly one colour, as a camera makes none
+    equal: float  # of all neighbours
+    abrupt: float  # of the neighbours that differ: the edges; many where areas are even and end without smoothness
+
+
+def look_at(picture: Picture) -> Look:
+    """Look at some rows of a picture, all of it if it is small, always the same."""
     height, width = picture.size
-    look = np.s_[:: -(-height * width // MOST_PIXELS), :MOST_PIXELS]
-    rows = picture.pixels[look]
-    if rows.shape[1] < 4:
-        return False
+    # At random, since lines of text and grids have rhythms.
+    count = min(height, max(1, MOST_PIXELS // width))
+    chosen = np.sort(np.random.default_rng(0).choice(height, count, replace=False))
+    rows = picture.pixels[chosen, :MOST_PIXELS]
     visible = np.ones(rows.shape[:2], bool)
     if picture.has_alpha:  # whose edges are edges, too
         visible = rows[..., -1] > 0
         rows = np.where(visible[..., None], rows, 0)
     left, right, seen = rows[:, :-1], rows[:, 1:], visible[:, :-1] | visible[:, 1:]
     apart = (np.maximum(left, right) - np.minimum(left, right)).max(axis=2)
-    edges, equal = apart >= full_scale(rows.dtype) * EDGE, apart == 0
-    count, total = int(edges.sum()), int(seen.sum())
-    if count < LEAST_EDGES:
-        return False
-    # Hard edges: between even areas, or a line one pixel wide in one.
-    before, after = equal[:, :-2], equal[:, 2:]
+    edges, equal = apart > full_scale(rows.dtype) * EDGE, apart == 0
+    # Between even areas, or a line one pixel wide in one.
     line = (rows[:, 1:-2] == rows[:, 3:]).all(axis=2)
-    hard = edges[:, 1:-1] & before & (after | line)
-    if count >= LEAST_EDGES_SHARE * total and hard.sum() >= HARD_SHARE * count:
+    hard = edges[:, 1:-1] & equal[:, :-2] & (equal[:, 2:] | line)
+    count, total, differing = int(edges.sum()), max(1, int(seen.sum())), int((~equal).sum())
+    return Look(count, count / total, hard.sum() / max(1, count), 1 - differing / total, count / max(1, differing))
+
+
+def looks_drawn(picture: Picture) -> bool:
+    """Whether a picture has edges, or even areas, as no camera makes them."""
+    if picture.size[1] < 4:
+        return False
+    look = look_at(picture)
+    if look.edges < LEAST_EDGES:
+        return False
+    if look.edges_share >= LEAST_EDGES_SHARE and look.hard >= HARD_SHARE:
         return True
-    differing = int((~equal).sum())
-    least_edges = EDGE_SHARE if picture.lossless else LOSSY_EDGE_SHARE
-    return differing <= (1 - EQUAL_SHARE) * total and count >= least_edges * differing
+    return look.equal >= EQUAL_SHARE and look.abrupt >= (EDGE_SHARE if picture.lossless else LOSSY_EDGE_SHARE)

@@ -163,6 +163,8 @@ def picture_of(image: Image.Image, name: str, file_format: str, orientation: int
     info = image.info
     pixels = pixels_of(image, name)
     exif, xmp = raw_exif(image), raw_xmp(info)
+    if file_format == "MPO":  # telephones put a second picture behind the first; the first is plain JPEG
+        file_format = "JPEG"
     upright = turned(pixels, orientation or metadata.orientation(exif, xmp))
     return Picture(
         pixels=upright,

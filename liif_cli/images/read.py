@@ -97,9 +97,7 @@ def read(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Pict
                 image.load()
                 if image.format == "PNG" and png_depth(file) == 16:
                     return _read_deep_png(file, image)
-                # Telephones put a second picture behind the first and call it MPO; the first is plain JPEG.
-                name = "JPEG" if image.format == "MPO" else str(image.format)
-                return _lossless_webp(picture_of(image, file.name, name), file)
+                return _lossless_webp(picture_of(image, file.name, str(image.format)), file)
 
 
 @contextlib.contextmanager

@@ -82,8 +82,8 @@ def _unknown(text: str) -> ModelError:
         return ModelError(f"{text}: no such model file or folder")
     names = known_names()
     return ModelError(
-        f"unknown model {text!r}; {_meant(text, names)}known are {', '.join(names)}, and any path of a checkpoint or a"
-        " training run; liif fetch-weights --list shows them, liif fetch-weights NAME brings one"
+        f"unknown model {text!r}; {_meant(text, [AUTO, *names])}known are {', '.join(names)}, and any path of a"
+        " checkpoint or a training run; liif fetch-weights --list shows them, liif fetch-weights NAME brings one"
     )
 
 

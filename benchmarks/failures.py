@@ -1,15 +1,17 @@
 """Where the bundled models fail: inputs that are not clean, the pictures on which the first gains least, and pictures
 that a computer drew; the tables of weights/README.md.
 
-    python benchmarks/failures.py --data DIR        Set14 at x3, in a minute
+    python benchmarks/failures.py --data DIR        Set14 at x3, in minutes
 
 PSNR on luma against the clean truth, outputs rounded to 8 bits as `liif upscale` writes them, bicubic by Pillow. Of
-drawn pictures there is no truth: what is measured is how far outputs leave the range of the nine input pixels around.
+drawn pictures there is no truth: what is measured is how far outputs leave the range of the nine input pixels around,
+as these were before compression.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import string
 from collections.abc import Callable
 from functools import partial
@@ -45,6 +47,16 @@ def compressed(quality: int) -> Callable[[Pixels], Pixels]:
     return partial(through_jpeg, quality=quality)
 
 
+def stored(file_format: str, quality: int) -> Callable[[Pixels], Pixels]:
+    """To WebP or AVIF and back."""
+
+    def degrade(image: Pixels) -> Pixels:
+        Image.fromarray(image).save(file := io.BytesIO(), file_format, quality=quality)
+        return np.asarray(Image.open(file).convert("RGB"))
+
+    return degrade
+
+
 INPUTS: dict[str, Callable[[Pixels], Pixels]] = {
     "clean": lambda image: image,
     "noise of 5 levels (standard deviation)": noisy(5),
@@ -52,6 +64,9 @@ INPUTS: dict[str, Callable[[Pixels], Pixels]] = {
     "JPEG of quality 90": compressed(90),
     "JPEG of quality 75": compressed(75),
     "JPEG of quality 50": compressed(50),
+    "WebP of quality 90": stored("WEBP", 90),
+    "WebP of quality 75": stored("WEBP", 75),
+    "AVIF of quality 60": stored("AVIF", 60),
 }
 
 
@@ -139,10 +154,13 @@ def main() -> None:
 
     print(f"\n| drawn, beyond its range | {head}")
     for name, draw in DRAWN.items():
-        low_res = draw()
-        height, width = (SCALE * side for side in low_res.shape[:2])
-        outputs = [model.upscale(low_res, size=(height, width)) for model in models]
-        print(row(name, *(beyond(low_res, output) for output in (*outputs, pil_bicubic(low_res, (height, width))))))
+        for kind in ("clean", "JPEG of quality 90", "JPEG of quality 75"):
+            low_res = INPUTS[kind](draw())
+            height, width = (SCALE * side for side in low_res.shape[:2])
+            outputs = [model.upscale(low_res, size=(height, width)) for model in models]
+            outputs.append(pil_bicubic(low_res, (height, width)))
+            said = name if kind == "clean" else f"{name}, {kind}"
+            print(row(said, *(beyond(draw(), output) for output in outputs)))
 
 
 def row(name: str, *values: float) -> str:

@@ -38,8 +38,10 @@ OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 PROBE_VALUES = 2**24
 # Those that "auto" chooses from.
 PHOTOGRAPHS, JPEG, DRAWN = "default", "liif-jpeg", "liif-drawn"
-# Of JPEG files; above it the model for them is no better (weights/README.md).
+# Of JPEG files; from there on the model for them is no better. WebP and AVIF files do not say theirs: at the qualities
+# that encoders choose by themselves it is better, at those of photographers not (weights/README.md).
 COARSE_QUALITY = 93
+UNTOLD_QUALITY = frozenset({"WEBP", "AVIF"})
 # The scale beyond which the network's picture is enlarged by bicubic interpolation instead (benchmarks/TRAINING.md).
 FARTHEST = 4.0
 
@@ -62,9 +64,9 @@ def load(
     """Load a model, by its name in the registry or by the path of a checkpoint or of a training run's folder.
 
     Args:
-        model: "auto" chooses for each picture which of the bundled models suits it: one for photographs, one for JPEG
-            files (PIL images as opened from them: arrays and copies do not tell), one for what a computer drew. Name
-            one, as "default", which is that for photographs, to enlarge the frames of a film all alike.
+        model: "auto" chooses for each picture which of the bundled models suits it: one for photographs, one for JPEG,
+            WebP and AVIF files (PIL images as opened from them: arrays and copies do not tell), one for what a computer
+            drew. Name one, as "default", which is that for photographs, to enlarge the frames of a film all alike.
         device: "auto" (the first GPU, if there is one and it works), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (half precision where the device computes in it faster, but float32 for pictures of more than
             8 bits per channel), "float32", "bfloat16", "float16".
@@ -198,9 +200,12 @@ class _Choosing(Upscaler):
         self._other = cache(lambda name: Upscaler(name, device, precision, memory_bytes, farthest))
 
     def suited_to(self, picture: Picture) -> Upscaler:
-        if picture.jpeg_quality is not None and picture.jpeg_quality < COARSE_QUALITY:
+        untold = picture.format in UNTOLD_QUALITY and not picture.lossless
+        if untold or (picture.jpeg_quality or COARSE_QUALITY) < COARSE_QUALITY:
             return self._other(JPEG)
-        return self._other(JPEG if picture.jpeg_quality else DRAWN) if looks_drawn(picture) else self
+        if looks_drawn(picture):
+            return self._other(DRAWN if picture.lossless else JPEG)
+        return self
 
 
 class OpenPicture:

@@ -453,7 +453,7 @@ def test_a_format_that_stands_still_is_refused_for_animations(upscale: Cli, tmp_
 
 @pytest.fixture
 def suited(tmp_path: Path) -> dict[str, str]:
-    """Pictures of 80x60 by name, and the model that suits each."""
+    """Pictures by name, and the model that suits each."""
     screen = Image.new("RGBA", (80, 60), (240, 240, 240, 255))
     pen = ImageDraw.Draw(screen)
     pen.fontmode = "1"
@@ -463,7 +463,18 @@ def suited(tmp_path: Path) -> dict[str, str]:
     for name, quality in (("fine", 95), ("coarse", 60)):
         Image.fromarray(photo(60, 80)).save(tmp_path / f"{name}.jpg", quality=quality)
     save(tmp_path / "photo.png", photo(60, 80))
-    return {"coarse.jpg": "liif-jpeg", "fine.jpg": "liif-light", "photo.png": "liif-light", "screen.png": "liif-drawn"}
+    Image.fromarray(photo(60, 80)).save(tmp_path / "lossy.webp", quality=80)
+    Image.fromarray(photo(60, 80)).save(tmp_path / "lossless.webp", lossless=True)
+    screen.convert("RGB").resize((640, 480), Image.Resampling.NEAREST).save(tmp_path / "saved.jpg", quality=97)
+    return {
+        "coarse.jpg": "liif-jpeg",
+        "fine.jpg": "liif-light",
+        "photo.png": "liif-light",
+        "screen.png": "liif-drawn",
+        "lossy.webp": "liif-jpeg",
+        "lossless.webp": "liif-light",
+        "saved.jpg": "liif-jpeg",
+    }
 
 
 def test_each_picture_gets_the_model_that_suits_it(cli: Cli, suited: dict[str, str]) -> None:
@@ -471,7 +482,7 @@ def test_each_picture_gets_the_model_that_suits_it(cli: Cli, suited: dict[str, s
     assert [each["model"] for each in said] == list(suited.values())
     for name, model in suited.items():
         by_itself = cli("upscale", name, "--scale", "2", "--overwrite")
-        assert re.search(rf" from 80x60 by {model} in ", by_itself.out)
+        assert re.search(rf" from \d+x\d+ by {model} in ", by_itself.out)
         chosen = Path(f"{Path(name).stem}_x2.png").read_bytes()
         assert " by " not in cli("upscale", name, "--scale", "2", "-m", model, "--overwrite").out
         assert Path(f"{Path(name).stem}_x2.png").read_bytes() == chosen
@@ -529,6 +540,14 @@ def test_what_phones_take_is_a_jpeg_file_by_whatever_way_it_comes(cli: Cli, tmp_
         assert np.array_equal(np.asarray(liif_cli.load(device="cpu").upscale(opened, 2)), np.asarray(painted))
 
 
+def test_from_python_each_picture_gets_the_same_model(cli: Cli, suited: dict[str, str]) -> None:
+    cli("upscale", *suited, "--scale", "2")
+    model = liif_cli.load(device="cpu")
+    for name in suited:
+        with Image.open(name) as opened, Image.open(f"{Path(name).stem}_x2.png") as painted:
+            assert np.array_equal(np.asarray(model.upscale(opened, 2)), np.asarray(painted))
+
+
 def test_a_model_that_cannot_be_loaded_fails_the_pictures_it_suits(
     cli: Cli, suited: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -537,7 +556,7 @@ def test_a_model_that_cannot_be_loaded_fails_the_pictures_it_suits(
     ran = cli("upscale", *suited, "--scale", "2")
     assert ran.code == 1
     assert ran.err.startswith("liif: screen.png: gone.safetensors: no such model file")
-    assert len(ran.out.splitlines()) == 3
+    assert len(ran.out.splitlines()) == len(suited) - 1
     assert cli("upscale", "screen.png", "--scale", "2").code == 3
 
 

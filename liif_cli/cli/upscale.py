@@ -191,8 +191,8 @@ def upscale(
             metavar="NAME|FILE",
             envvar="LIIF_MODEL",
             help="A name from liif fetch-weights --list, a checkpoint, or a training run's folder. auto chooses for"
-            " each picture: liif-jpeg for JPEG files of a quality below 93, liif-drawn for what a computer drew,"
-            " liif-light for other photographs.",
+            " each picture: liif-jpeg for WebP, AVIF, and JPEG files of a quality below 93, liif-drawn for what a"
+            " computer drew, liif-light for other photographs.",
             rich_help_panel=PANEL,
         ),
     ] = AUTO,

@@ -58,8 +58,8 @@ def main() -> None:
     parser.add_argument("--drawn", type=Path, nargs="+", required=True, help="folders of screenshots, charts, line art")
     asked = parser.parse_args()
     kinds = (("photographs", asked.photos, (1, 3)), ("drawn", asked.drawn, (1,)))
-    print("| file | kind | pictures | look drawn | hard | equal | abrupt, of those with two thirds equal |")
-    print("|---|---|---|---|---|---|---|")
+    print("| file | kind | pictures | look drawn | hard | equal x abrupt |")
+    print("|---|---|---|---|---|---|")
     wrong: dict[str, list[str]] = {}
     for file_format, quality in INPUTS:
         for kind, folders, scales in kinds:
@@ -73,9 +73,8 @@ def main() -> None:
                     wrong.setdefault(f"{kind}: {name}", []).append(f"{file_format} {quality or ''}".strip())
             nearest = max if kind == "photographs" else min
             hard = nearest((look.hard for look in looks if look.edges_share >= 0.003), default=float("nan"))
-            equal = nearest((look.equal for look in looks), default=float("nan"))
-            abrupt = nearest((look.abrupt for look in looks if look.equal >= 2 / 3), default=float("nan"))
-            cells = f"{len(looks)} | {drawn} | {hard:.3f} | {equal:.2f} | {abrupt:.2f}"
+            screen = nearest((look.equal * look.abrupt for look in looks), default=float("nan"))
+            cells = f"{len(looks)} | {drawn} | {hard:.3f} | {screen:.3f}"
             print(f"| {file_format} {quality or ''} | {kind} | {cells} |", flush=True)
     for name, formats in wrong.items():
         print(f"{name}: {', '.join(formats)}")

@@ -13,13 +13,12 @@ MOST_PIXELS = 2**18
 # Neighbours further apart than this share of the range are an edge. (The colours of old palettes are as far apart.)
 EDGE = 1 / 5
 LEAST_EDGES = 30
-# The limits lie between what benchmarks/drawn.py finds of photographs and of drawn pictures. It looked at 201
-# photographs, whole and at a third of their size, and at 23 screenshots, charts and drawings. Hard edges: photographs
-# have 1.5 % at most, drawings without smoothing 17 % and more. Equal neighbours: photographs have 59 % at most, or 82 %
-# after lossy compression, but then of the others 2 % at most are edges; screens have 93 %, and of the others 28 % are
-# edges, or after lossy compression 6 % and more.
+# By benchmarks/drawn.py none of 201 photographs, whole and at a third of their size, and all but one of 24 screenshots,
+# charts and drawings (a logo, all smooth) look drawn, as JPEG files of quality 95 and WebP of 75, too. Hard edges:
+# photographs have 1.5 % at most where they have edges at all, drawings without smoothing 17 % and more.
 HARD_SHARE, LEAST_EDGES_SHARE = 0.06, 0.003
-EQUAL_SHARE, EDGE_SHARE, LOSSY_EDGE_SHARE = 2 / 3, 0.2, 0.04
+# Equal neighbours, times the edges among the others: photographs come to 0.037 (WebP 0.056), screens to 0.26 and more.
+SCREEN = 0.06
 
 
 class Look(NamedTuple):
@@ -29,15 +28,15 @@ class Look(NamedTuple):
     edges_share: float  # of all neighbours
     hard: float  # of the edges: those between areas of exactly one colour, as a camera makes none
     equal: float  # of all neighbours
-    abrupt: float  # of the neighbours that differ: the edges; many where areas are even and end without smoothness
+    abrupt: float  # of the neighbours that differ: the edges
 
 
 def look_at(picture: Picture) -> Look:
     """Look at some rows of a picture, all of it if it is small, always the same."""
     height, width = picture.size
     # At random, since lines of text and grids have rhythms.
-    count = min(height, max(1, MOST_PIXELS // width))
-    chosen = np.sort(np.random.default_rng(0).choice(height, count, replace=False))
+    many = min(height, max(1, MOST_PIXELS // width))
+    chosen = np.sort(np.random.default_rng(0).choice(height, many, replace=False))
     rows = picture.pixels[chosen, :MOST_PIXELS]
     visible = np.ones(rows.shape[:2], bool)
     if picture.has_alpha:  # whose edges are edges, too
@@ -54,7 +53,7 @@ def look_at(picture: Picture) -> Look:
 
 
 def looks_drawn(picture: Picture) -> bool:
-    """Whether a picture has edges, or even areas, as no camera makes them."""
+    """Whether a picture has hard edges, or even areas that end abruptly, as no camera makes them."""
     if picture.size[1] < 4:
         return False
     look = look_at(picture)
@@ -62,4 +61,4 @@ def looks_drawn(picture: Picture) -> bool:
         return False
     if look.edges_share >= LEAST_EDGES_SHARE and look.hard >= HARD_SHARE:
         return True
-    return look.equal >= EQUAL_SHARE and look.abrupt >= (EDGE_SHARE if picture.lossless else LOSSY_EDGE_SHARE)
+    return look.equal * look.abrupt >= SCREEN

@@ -1,6 +1,6 @@
 """How busy a batch keeps the engine: the share of the wall time of `batch.run` that its thread spends painting.
 
-    python benchmarks/batch.py [--count 200] [--side 96] [--scale 2] [--model default]
+    python benchmarks/batch.py [--count 200] [--side 96] [--scale 2] [--model auto]
 
 Painting is the time inside the generator that the engine's bands come from (encoding, folding, decoding), added up by
 wrapping it. The rest is the painting thread waiting for a picture to be read or for the writer to take a band, and what

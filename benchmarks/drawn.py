@@ -18,17 +18,8 @@ from PIL import Image
 from liif_cli.images import Picture, from_pil, looks_drawn
 from liif_cli.images.drawn import look_at
 
-INPUTS: list[tuple[str, int]] = [
-    ("PNG", 0),
-    ("JPEG", 98),
-    ("JPEG", 95),
-    ("JPEG", 75),
-    ("WEBP", 90),
-    ("WEBP", 75),
-    ("WEBP", 20),
-    ("AVIF", 60),
-    ("AVIF", 30),
-]
+# Not of WebP and AVIF: what was compressed by them is painted by liif-jpeg, whatever it shows.
+INPUTS: list[tuple[str, int]] = [("PNG", 0), ("GIF", 0), ("JPEG", 98), ("JPEG", 95)]
 
 
 def images(folder: Path, scales: tuple[int, ...]) -> Iterator[tuple[str, Image.Image]]:

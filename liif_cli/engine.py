@@ -395,7 +395,7 @@ class Engine:
 
     def paints(self, image: Size, output: Size, box: Box | None = None) -> bool:
         """Whether the network is asked for a window. One that is made smaller or left as it is, and so is known, is
-        filtered, but for who wants it all from the network, restored. Raises InputError for a bad box."""
+        filtered, unless ``farthest`` is infinite and its size stays. Raises InputError for a bad box."""
         sides = box_sides(image, box)
         known = all(wanted <= side for wanted, side in zip(output, sides, strict=True))
         restored = self.farthest == math.inf and output == sides

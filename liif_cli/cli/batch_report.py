@@ -204,8 +204,8 @@ def preview_line(preview: Preview) -> str:
 
 
 def record(result: Result | Preview, asked: str) -> dict[str, Any]:
-    """What --json prints: the model is that which painted, or null where none did; without an output, what was
-    asked for."""
+    """What --json prints. The model is that which painted, or null where none did; of what was not written now
+    (previewed, skipped, failed) it is what was asked for."""
 
     def as_object(size: tuple[int, int] | None) -> dict[str, int] | None:
         return None if size is None else {"width": size[1], "height": size[0]}

@@ -189,7 +189,7 @@ def evaluate(
     low-resolution files, or MATLAB's bicubic where there are none; at other
     scales they are made the way the papers do.
 
-    [bold]The paper's table for the bundled model:[/bold]
+    [bold]The paper's table for liif-light:[/bold]
       liif eval --dataset set5,set14 --scales 2,3,4,6,8 --data DIR --published
 
     [bold]Two models on your own photographs, to look at:[/bold]

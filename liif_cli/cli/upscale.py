@@ -191,8 +191,8 @@ def upscale(
             metavar="NAME|FILE",
             envvar="LIIF_MODEL",
             help="A name from liif fetch-weights --list, a checkpoint, or a training run's folder. auto chooses for"
-            " each picture: liif-jpeg for WebP, AVIF, and JPEG files of a quality below 93, liif-drawn for what a"
-            " computer drew, liif-light for other photographs.",
+            " each picture: liif-jpeg for WebP, AVIF, and JPEG files of a quality below 95, liif-drawn for screenshots"
+            " and the like, liif-light for the rest.",
             rich_help_panel=PANEL,
         ),
     ] = AUTO,
@@ -356,8 +356,8 @@ def _run(
     upscaler = load(**loading)
     if saying["verbose"]:
         mib = upscaler.working_bytes() >> 20
-        model = "which suits each picture" if loading["model"] == AUTO else upscaler.source
-        complain(f"model {model} on {upscaler.device} in {upscaler.computes_in}, within {mib} MiB")
+        model = "the model that suits each picture," if loading["model"] == AUTO else f"model {upscaler.source}"
+        complain(f"{model} on {upscaler.device} in {upscaler.computes_in}, within {mib} MiB")
     report = Report(len(jobs), model=loading["model"], picture_to_stdout=to_stdout, **saying)
     try:
         with report:

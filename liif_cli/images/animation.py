@@ -13,13 +13,14 @@ from liif_cli.images.formats import Format, check_output, format_of
 from liif_cli.images.gif import save_gif
 from liif_cli.images.header import ANIMATED
 from liif_cli.images.picture import Array, Picture, full_scale
-from liif_cli.images.pillow import as_channels, in_srgb, is_lossless_webp, picture_of
+from liif_cli.images.pillow import as_channels, in_srgb, picture_of
 from liif_cli.images.quiet import quiet
 from liif_cli.images.read import (
     DEFAULT_MAX_PIXELS,
     Source,
     check_pixels,
     decoding,
+    is_lossless_webp,
     is_tiff,
     opened,
     recognise,

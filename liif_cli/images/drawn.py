@@ -10,14 +10,14 @@ from liif_cli.images.picture import Picture, full_scale
 
 # So many pixels tell, and take next to no memory of a picture that is hardly held itself.
 MOST_PIXELS = 2**18
-# Neighbours further apart than this share of the range are an edge. (The colours of old palettes are as far apart.)
+# Neighbours further apart than this share of the range are an edge. (Old palettes' colours lie exactly so far apart.)
 EDGE = 1 / 5
 LEAST_EDGES = 30
-# By benchmarks/drawn.py none of 201 photographs, whole and at a third of their size, and all but one of 24 screenshots,
-# charts and drawings (a logo, all smooth) look drawn, as JPEG files of quality 95 and WebP of 75, too. Hard edges:
+# By benchmarks/drawn.py 23 of 24 screenshots, charts and drawings look drawn (not a logo, all smooth), and none of 201
+# photographs does, whole or at a third of its size; as JPEG files of quality 95 and 98 it is the same. Hard edges:
 # photographs have 1.5 % at most where they have edges at all, drawings without smoothing 17 % and more.
 HARD_SHARE, LEAST_EDGES_SHARE = 0.06, 0.003
-# Equal neighbours, times the edges among the others: photographs come to 0.037 (WebP 0.056), screens to 0.26 and more.
+# Equal neighbours, times the edges among the others: photographs come to 0.037, screens to 0.26 and more.
 SCREEN = 0.06
 
 

@@ -1,9 +1,7 @@
 """Pillow images to pictures and back: every mode of Pillow's, one rule each."""
 
-import contextlib
 import io
-from dataclasses import replace
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -148,16 +146,11 @@ def from_pil(image: Image.Image) -> Picture:
     32-bit modes, and where a lazily opened file cannot be decoded.
     """
     with quiet():
-        lossless_webp = False
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # no file, or closed
-            stream: Any = image.fp  # type: ignore[attr-defined]
-            lossless_webp = image.format == "WEBP" and is_lossless_webp(stream)
         try:
             image.load()
         except (OSError, SyntaxError, ValueError) as error:
             raise InputError(f"the image cannot be decoded: {error}") from error
-        picture = picture_of(image, "the image", image.format or "PNG")
-        return replace(picture, lossless=picture.lossless or lossless_webp)
+        return picture_of(image, "the image", image.format or "PNG")
 
 
 def picture_of(image: Image.Image, name: str, file_format: str, orientation: int | None = None) -> Picture:
@@ -185,26 +178,6 @@ def picture_of(image: Image.Image, name: str, file_format: str, orientation: int
         texts=metadata.texts_in(info) if image.format == "PNG" else (),
         jpeg_quality=_jpeg_quality(image) if file_format == "JPEG" else None,
     )
-
-
-def is_lossless_webp(stream: BinaryIO) -> bool:
-    """Whether it is a WebP file whose first bitstream is VP8L, perhaps behind a profile or within the first frame of an
-    animation."""
-    stream.seek(0)
-    head = stream.read(12)
-    if head[:4] != b"RIFF" or head[8:] != b"WEBP":
-        return False
-    at = 12
-    while True:
-        stream.seek(at)
-        head = stream.read(8)
-        if len(head) < 8 or head[:4] == b"VP8 ":
-            return False
-        if head[:4] == b"VP8L":
-            return True
-        # A frame holds 16 bytes of its own, then chunks; chunks are padded to even lengths.
-        length = int.from_bytes(head[4:], "little")
-        at += 24 if head[:4] == b"ANMF" else 8 + length + length % 2
 
 
 # The sum of the table for luma that libjpeg (and the standard's annex K) has at quality 50.

@@ -30,16 +30,7 @@ from PIL import (
 from liif_cli.errors import InputError
 from liif_cli.images import metadata
 from liif_cli.images.picture import Array, Picture
-from liif_cli.images.pillow import (
-    dpi_of,
-    is_lossless_webp,
-    matching_profile,
-    picture_of,
-    raw_exif,
-    raw_xmp,
-    srgb_from_cmyk,
-    turned,
-)
+from liif_cli.images.pillow import dpi_of, matching_profile, picture_of, raw_exif, raw_xmp, srgb_from_cmyk, turned
 from liif_cli.images.quiet import quiet, vips
 from liif_cli.images.tiff import count_pages, metadata_of
 
@@ -106,8 +97,7 @@ def read(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Pict
                 image.load()
                 if image.format == "PNG" and png_depth(file) == 16:
                     return _read_deep_png(file, image)
-                picture = picture_of(image, file.name, str(image.format))
-                return replace(picture, lossless=picture.lossless or is_lossless_webp(file.stream))
+                return _lossless_webp(picture_of(image, file.name, str(image.format)), file)
 
 
 @contextlib.contextmanager
@@ -344,3 +334,22 @@ def _vips_pixels(name: str, image: Any, icc: bytes | None, info: dict[str, Any])
 def _vips_array(image: Any) -> Array:
     array = np.asarray(image.numpy())
     return array[..., None] if array.ndim == 2 else array
+
+
+def _lossless_webp(picture: Picture, file: Opened) -> Picture:
+    return replace(picture, lossless=is_lossless_webp(file.stream)) if picture.format == "WEBP" else picture
+
+
+def is_lossless_webp(stream: BinaryIO) -> bool:
+    """Whether the first bitstream is VP8L; it may lie behind a profile, or inside the first frame of an animation."""
+    at = 12  # behind RIFF, length, WEBP
+    while True:
+        stream.seek(at)
+        head = stream.read(8)
+        if len(head) < 8 or head[:4] == b"VP8 ":
+            return False
+        if head[:4] == b"VP8L":
+            return True
+        # A frame holds 16 bytes of its own, then chunks; chunks are padded to even lengths.
+        length = int.from_bytes(head[4:], "little")
+        at += 24 if head[:4] == b"ANMF" else 8 + length + length % 2

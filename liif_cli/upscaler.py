@@ -278,13 +278,15 @@ class OpenPicture:
 
 
 class PictureField:
-    """An encoded image: paint any window of it at any size."""
+    """An encoded image: paint any window of it at any size. ``model`` names what it was encoded by."""
 
     def __init__(self, upscaler: Upscaler, image: Any, *, ensemble: bool = False, again: bool = True) -> None:
         if again and isinstance(image, np.ndarray):
             image = image.copy()  # it is encoded when a window is asked for, and its owner may use it anew until then
         self._picture, self._restore = _as_picture(image)
-        self._open = upscaler.suited_to(self._picture).open(self._picture, ensemble=ensemble, again=again)
+        suited = upscaler.suited_to(self._picture)
+        self.model = suited.model
+        self._open = suited.open(self._picture, ensemble=ensemble, again=again)
 
     def render(
         self,

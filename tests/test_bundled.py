@@ -83,7 +83,9 @@ def test_whichever_model_suits_a_picture_paints_it(tmp_path):
     ):
         model = load(name, device="cpu", precision="float32")
         assert np.array_equal(np.asarray(chosen.upscale(image, 2)), np.asarray(model.upscale(image, 2)))
-        assert np.array_equal(np.asarray(chosen.encode(image).render(2)), np.asarray(model.upscale(image, 2)))
+        field = chosen.encode(image)
+        assert field.model == name
+        assert np.array_equal(np.asarray(field.render(2)), np.asarray(model.upscale(image, 2)))
 
 
 def beyond(low_res, output):

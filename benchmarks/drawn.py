@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from liif_cli.images import Picture, from_pil, looks_drawn
-from liif_cli.images.drawn import look_at
+from liif_cli.images.drawn import LEAST_EDGES_SHARE, look_at
 
 # Not of WebP and AVIF: what was compressed by them is painted by liif-jpeg, whatever it shows.
 INPUTS: list[tuple[str, int]] = [("PNG", 0), ("GIF", 0), ("JPEG", 98), ("JPEG", 95)]
@@ -63,7 +63,7 @@ def main() -> None:
                 if is_drawn != (kind == "drawn"):
                     wrong.setdefault(f"{kind}: {name}", []).append(f"{file_format} {quality or ''}".strip())
             nearest = max if kind == "photographs" else min
-            hard = nearest((look.hard for look in looks if look.edges_share >= 0.003), default=float("nan"))
+            hard = nearest((look.hard for look in looks if look.edges_share >= LEAST_EDGES_SHARE), default=float("nan"))
             screen = nearest((look.equal * look.abrupt for look in looks), default=float("nan"))
             cells = f"{len(looks)} | {drawn} | {hard:.3f} | {screen:.3f}"
             print(f"| {file_format} {quality or ''} | {kind} | {cells} |", flush=True)

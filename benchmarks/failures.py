@@ -154,13 +154,14 @@ def main() -> None:
 
     print(f"\n| drawn, beyond its range | {head}")
     for name, draw in DRAWN.items():
+        clean = draw()
         for kind in ("clean", "JPEG of quality 90", "JPEG of quality 75"):
-            low_res = INPUTS[kind](draw())
+            low_res = INPUTS[kind](clean)
             height, width = (SCALE * side for side in low_res.shape[:2])
             outputs = [model.upscale(low_res, size=(height, width)) for model in models]
             outputs.append(pil_bicubic(low_res, (height, width)))
             said = name if kind == "clean" else f"{name}, {kind}"
-            print(row(said, *(beyond(draw(), output) for output in outputs)))
+            print(row(said, *(beyond(clean, output) for output in outputs)))
 
 
 def row(name: str, *values: float) -> str:

@@ -82,6 +82,9 @@ def test_lines_of_text_in_step_with_the_rows_are_seen() -> None:
 
 
 def test_so_it_does_after_jpeg_and_webp() -> None:
+    for image in (letters(smoothed=True), letters(smoothed=False), chart()):
+        for quality in (95, 98):
+            assert looks_drawn(saved(image, "JPEG", quality))
     image = letters(smoothed=True).resize((900, 360), Image.Resampling.NEAREST)
     for file_format, quality in (("JPEG", 95), ("WEBP", 80)):
         picture = saved(image, file_format, quality)

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pyvips
 import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 from PIL import __version__ as PILLOW
 
 from liif_cli.errors import InputError
 from liif_cli.images import Picture, from_array, from_pil, read, read_animation, read_header, to_array, to_pil, write
+from liif_cli.images.tiff import first_table
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -166,6 +168,38 @@ def test_the_quality_of_a_jpeg_is_known(quality: int) -> None:
     assert found is not None
     assert abs(found - quality) <= (1 if quality > 10 else 10)  # entries of a coarse table stop at 255
     assert read(encode(Image.fromarray(corners()), "PNG")).jpeg_quality is None
+
+
+def tiff_of_a_jpeg(jpeg: bytes) -> bytes:
+    """A grey JPEG file as the only strip of a TIFF file, its tables where they were."""
+    height, width = Image.open(io.BytesIO(jpeg)).size[::-1]
+    tags = {256: width, 257: height, 258: 8, 259: 7, 262: 1, 273: 0, 277: 1, 278: height, 279: len(jpeg)}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + jpeg
+
+
+@pytest.mark.parametrize("quality", [50, 75, 94])
+def test_the_quality_of_a_jpeg_in_a_tiff_is_known(tmp_path: Path, quality: int) -> None:
+    image = Image.fromarray(corners())
+    grey = encode(image.convert("L"), "JPEG", quality=quality)
+    tiled = tmp_path / "tiled.tif"
+    pyvips.Image.new_from_array(corners()).tiffsave(str(tiled), compression="jpeg", Q=quality, tile=True)
+    encoded = encode(image, "TIFF", compression="jpeg", quality=quality)
+    for picture in (
+        read(encoded),
+        from_pil(Image.open(io.BytesIO(encoded))),
+        read(tiled),
+        read(tiff_of_a_jpeg(grey)),
+    ):
+        assert (picture.format, picture.lossless) == ("TIFF", False)
+        assert picture.jpeg_quality is not None
+        assert abs(picture.jpeg_quality - quality) <= 1
+    plain = read(encode(image, "TIFF", compression="tiff_lzw"))
+    assert (plain.lossless, plain.jpeg_quality) == (True, None)
+    # Tables that are cut short, missing, or something else tell nothing, and are no error.
+    for content in (b"", b"\xff\xd8", grey[:30], b"\xff\xd8\xff\xda\0\x0c", bytes(100)):
+        assert first_table(content) == []
 
 
 def test_a_telephone_s_double_picture_is_a_jpeg() -> None:

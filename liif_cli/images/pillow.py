@@ -1,15 +1,17 @@
 """Pillow images to pictures and back: every mode of Pillow's, one rule each."""
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from liif_cli.errors import InputError
 from liif_cli.images import metadata
 from liif_cli.images.picture import Array, Picture
 from liif_cli.images.quiet import quiet, vips
+from liif_cli.images.tiff import JPEG_TABLES, first_table
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -173,10 +175,10 @@ def picture_of(image: Image.Image, name: str, file_format: str, orientation: int
         xmp=metadata.upright_xmp(xmp),
         format=file_format,
         dpi=dpi_of(info),
-        lossless=file_format not in ("JPEG", "WEBP", "AVIF", "HEIF"),
+        lossless=file_format not in ("JPEG", "WEBP", "AVIF", "HEIF") and not _is_jpeg_in_tiff(image),
         iptc=metadata.iptc_in(info),
         texts=metadata.texts_in(info) if image.format == "PNG" else (),
-        jpeg_quality=_jpeg_quality(image) if file_format == "JPEG" else None,
+        jpeg_quality=jpeg_quality(_luma_table(image)),
     )
 
 
@@ -184,12 +186,25 @@ def picture_of(image: Image.Image, name: str, file_format: str, orientation: int
 _TABLE_SUM = 3688
 
 
-def _jpeg_quality(image: Image.Image) -> int | None:
-    """The quality for which libjpeg would have made tables as coarse as a JPEG file's are, 1 to 100."""
+def _is_jpeg_in_tiff(image: Image.Image) -> bool:
+    return image.format == "TIFF" and image.info.get("compression") in ("jpeg", "tiff_jpeg")
+
+
+def _luma_table(image: Image.Image) -> Sequence[int]:
+    """Empty of what is no JPEG file, or does not tell."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        content = image.tag_v2.get(JPEG_TABLES)
+        return first_table(content) if _is_jpeg_in_tiff(image) and isinstance(content, bytes) else ()
     tables = getattr(image, "quantization", None)
-    if not tables:
+    return tables[min(tables)] if tables else ()
+
+
+def jpeg_quality(luma_table: Sequence[int]) -> int | None:
+    """The quality for which libjpeg would have made a quantisation table as coarse as this one for luma, 1 to 100; None
+    of no table."""
+    if not luma_table:
         return None
-    percent: float = 100 * sum(tables[min(tables)]) / _TABLE_SUM
+    percent: float = 100 * sum(luma_table) / _TABLE_SUM
     return min(100, max(1, round(100 - percent / 2 if percent <= 100 else 5000 / percent)))
 
 

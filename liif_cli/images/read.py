@@ -30,9 +30,18 @@ from PIL import (
 from liif_cli.errors import InputError
 from liif_cli.images import metadata
 from liif_cli.images.picture import Array, Picture
-from liif_cli.images.pillow import dpi_of, matching_profile, picture_of, raw_exif, raw_xmp, srgb_from_cmyk, turned
+from liif_cli.images.pillow import (
+    dpi_of,
+    jpeg_quality,
+    matching_profile,
+    picture_of,
+    raw_exif,
+    raw_xmp,
+    srgb_from_cmyk,
+    turned,
+)
 from liif_cli.images.quiet import quiet, vips
-from liif_cli.images.tiff import count_pages, metadata_of
+from liif_cli.images.tiff import JPEG, count_pages, metadata_of
 
 Source: TypeAlias = Path | bytes | BinaryIO
 
@@ -277,13 +286,17 @@ def _read_tiff(file: Opened, max_pixels: int | None) -> Picture:
         xmp=metadata.upright_xmp(info.get("xmp")),
         format="TIFF",
         dpi=dpi_of(info),
+        lossless=info.get("compression") not in _WITH_LOSS,
         iptc=metadata.iptc_of(info.get("iptc")),
+        jpeg_quality=jpeg_quality(info.get("quantisation", ())),
     )
 
 
 # YCbCr and CIE Lab: libvips takes the first for RGB where it is not JPEG, and does not know the second in 8 bits.
 _LUMINANCE_AND_COLOUR = (6, 8)
 _ZSTD_AND_LZMA = (50000, 34925)  # which libvips's wheel cannot unpack
+_OLD_JPEG = 6
+_WITH_LOSS = (_OLD_JPEG, JPEG)
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2  # kinds of extra samples
 
 

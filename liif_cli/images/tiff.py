@@ -20,6 +20,8 @@ _DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _EXTRA_SAMPLES, _XMP = 0x0102, 0x0103, 0x0106, 0x0152, 0x02BC
 _RESOLUTION = _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 _IPTC = (0x83BB, 0x8649)  # of its own, or among Photoshop's resources
+# Where JPEG compression keeps its tables: together in a tag, or at the beginning of each strip or tile.
+JPEG, JPEG_TABLES, _STRIPS, _TILES = 7, 0x015B, 0x0111, 0x0144
 
 _PAGE_TAGS = _SUBFILE, _WIDTH, _HEIGHT = 0x00FE, 0x0100, 0x0101
 _SUBDIRECTORIES = 0x014A
@@ -78,7 +80,8 @@ class _Value:
 
 def metadata_of(file: BinaryIO) -> dict[str, Any]:
     """Return what a TIFF file says of its first picture: "exif", "xmp", "iptc", "dpi", "orientation", "photometric",
-    "compression", "bits" (a sample) and "extra_samples" (their kinds).
+    "compression", "bits" (a sample), "extra_samples" (their kinds) and, of JPEG compression, "quantisation" (the first
+    table).
 
     The EXIF block holds the words about the picture and the directories of camera and place, not the tags of the
     layout. Raises struct.error, ValueError or OSError for a damaged file.
@@ -90,7 +93,7 @@ def metadata_of(file: BinaryIO) -> dict[str, Any]:
         _COMPRESSION: "compression",
         _BITS: "bits",
     }
-    others = (*_RESOLUTION, _EXTRA_SAMPLES, _XMP, *_IPTC)
+    others = (*_RESOLUTION, _EXTRA_SAMPLES, _XMP, *_IPTC, JPEG_TABLES, _STRIPS, _TILES)
     tags = _tags_at(file, layout, first, (*_DESCRIPTIVE, *_DIRECTORIES, *others, *single))
     found: dict[str, Any] = {}
     carried = {tag: value for tag, value in tags.items() if tag in _DESCRIPTIVE or value.directory}
@@ -111,7 +114,33 @@ def metadata_of(file: BinaryIO) -> dict[str, Any]:
             found[name] = int(numbers[0])
     if _EXTRA_SAMPLES in tags:
         found["extra_samples"] = tuple(map(int, tags[_EXTRA_SAMPLES].numbers()))
+    if found.get("compression") == JPEG:
+        streams = [tags[JPEG_TABLES].content] if JPEG_TABLES in tags else []
+        for tag in (_STRIPS, _TILES):
+            if tag in tags and (offsets := tags[tag].numbers()):
+                file.seek(int(offsets[0]))
+                streams.append(file.read(_JPEG_HEAD_BYTES))
+        if table := next(filter(None, map(first_table, streams)), None):
+            found["quantisation"] = table
     return found
+
+
+_JPEG_HEAD_BYTES = 4096
+_SCAN, _QUANTISATION = 0xDA, 0xDB
+
+
+def first_table(jpeg: bytes) -> list[int]:
+    """The first quantisation table in the head of a JPEG stream, 64 numbers (ITU-T T.81, B.2.4.1), empty where there is
+    none."""
+    at = 2  # behind the start of the image
+    while len(jpeg) >= at + 5 and jpeg[at] == 0xFF and jpeg[at + 1] != _SCAN:
+        length = int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if jpeg[at + 1] == _QUANTISATION:
+            words = 2 if jpeg[at + 4] >> 4 else 1
+            values = jpeg[at + 5 : at + 5 + 64 * words]
+            return list(struct.unpack(f">64{'BH'[words - 1]}", values)) if len(values) == 64 * words else []
+        at += 2 + length
+    return []
 
 
 def count_pages(file: BinaryIO) -> int:

@@ -93,7 +93,8 @@ class Upscaler:
     def __init__(
         self, model: str | Path, device: torch.device, precision: str, memory_bytes: int | None, farthest: float
     ) -> None:
-        self.model = str(model)
+        known = weights.registry().find(model) if isinstance(model, str) else None
+        self.model = known.name if known else str(model)  # not an alias, which may mean another one some day
         self.source = weights.resolve(model)
         self.precision = precision
         self.memory_bytes = memory_bytes
@@ -197,7 +198,7 @@ class _Choosing(Upscaler):
     """The model for photographs, which knows when another one is asked for."""
 
     def __init__(self, device: torch.device, precision: str, memory_bytes: int | None, farthest: float) -> None:
-        super().__init__(weights.find(PHOTOGRAPHS).name, device, precision, memory_bytes, farthest)
+        super().__init__(PHOTOGRAPHS, device, precision, memory_bytes, farthest)
         self._other = cache(lambda name: Upscaler(name, device, precision, memory_bytes, farthest))
 
     def suited_to(self, picture: Picture) -> Upscaler:

@@ -130,6 +130,9 @@ class TrainConfig:
     description: str = ""
 
 
+LONGEST_CROP = 2**16  # more than any training picture has
+
+
 def _at_least(where: str, value: float, least: float) -> None:
     if not least <= value < math.inf:  # also refuses what is not a number
         raise UsageError(f"{where} = {value!r}: it must be {'finite' if value > least else f'at least {least:g}'}")
@@ -172,6 +175,11 @@ def check(config: TrainConfig) -> TrainConfig:
     _at_least("sample.scale_min", sample.scale_min, 1)
     _at_least("sample.scale_max", sample.scale_max, sample.scale_min)
     _at_least("sample.size_max", sample.size_max, sample.size_min)
+    if sample.kind == "crops" and sample.low_res_side * sample.scale_max > LONGEST_CROP:
+        raise UsageError(
+            f"sample.low_res_side = {sample.low_res_side} and sample.scale_max = {sample.scale_max:g}: crops would have"
+            f" more than {LONGEST_CROP} pixels a side; make one of them smaller"
+        )
     if not validation.scales:
         raise UsageError("validation.scales = []: name at least one; without --val nothing is scored")
     for scale in validation.scales:

@@ -77,15 +77,19 @@ def _is_called(path: Path, pattern: re.Pattern[str]) -> bool:
 def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
     """All pictures below a folder, by their file names' endings, in a fixed order, but for those below the folders
     ``without``, reduced copies beside their originals (img_001_SRF_2_LR.png and ..._HR.png), and what is hidden; of a
-    file, the file. Raises InputError where there are none."""
+    file, the file. Raises InputError where there are none, or a folder cannot be looked into."""
     folder = Path(folder)
     if is_file(folder):
         return [folder]
     if not is_folder(folder):
         raise InputError(f"{folder}: no such folder; name one with pictures in it")
+
+    def refuse(error: OSError) -> None:  # a score or a model of some of the pictures would pass for one of all
+        raise InputError(f"{error.filename}: cannot be looked into: {error.strerror}; allow it, or move it elsewhere")
+
     apart = set(without)
     files = []
-    for here, folders, names in walk(folder):
+    for here, folders, names in walk(folder, refuse):
         folders[:] = (name for name in folders if not name.startswith(".") and here / name not in apart)
         there = {Path(name).stem for name in names}
         found = (

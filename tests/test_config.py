@@ -123,6 +123,7 @@ def test_values_are_changed_by_key():
         ("sample.jpeg_min=97", ["sample.jpeg_max", "97"]),
         ("sample.jpeg_max=101", ["sample.jpeg_max = 101", "up to 100"]),
         ("sample.scale_max=0.5", ["sample.scale_max", "0.5"]),
+        ("sample.scale_max=1e308", ["sample.scale_max = 1e+308", "65536 pixels"]),
         ("optimiser.learning_rate=nan", ["learning_rate", "nan"]),
         ("optimiser.learning_rate=-1", ["learning_rate", "-1"]),
         ("ema=1", ["ema", "below 1"]),

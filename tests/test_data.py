@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,22 @@ def test_squares_are_pils_of_the_middle(folder, tmp_path):
     assert store.sizes == [(32, 32)] * 3
     expected = Image.fromarray(noise(50, 60, 1)[:, 5:55]).resize((32, 32), Image.Resampling.BICUBIC)
     assert np.array_equal(store[0], np.array(expected))
+
+
+def test_a_folder_that_cannot_be_looked_into_is_an_error(folder, monkeypatch):
+    """Its pictures would be missing from a score or a model without a word. Simulated: root may look everywhere."""
+    closed, before = folder / "closed", os.scandir
+    closed.mkdir()
+
+    def scandir(path):
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return before(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match="closed: cannot be looked into: Permission denied"):
+        image_files(folder)
+    assert image_files(folder, without=[closed])
 
 
 def test_no_usable_picture_is_an_error_that_says_why(folder, tmp_path):

@@ -216,7 +216,7 @@ def evaluate(
     if save_images is not None:
         _check_apart(save_images, _parts(dataset))
     sets = _find(_parts(dataset), data, fetch, quiet)
-    kernels = [] if baselines == "none" else _parts([baselines])
+    kernels = [name for name in _parts([baselines]) if name != "none"]
     methods = load_methods(
         model or ["default"], kernels, device=device, precision=precision, memory=memory, ensemble=ensemble
     )
@@ -271,8 +271,6 @@ def evaluate(
                 f"the same as the truth, so that means are infinite: {', '.join(same)}; leave flat pictures out"
             )
         printed = {each.title: in_print(each.title) for each in sets} if protocol.is_published else {}
-        if report is not None:
-            page = write_report(report, rows, scores, details, printed)
     from liif_cli import tables
 
     shown = printed if published else {}
@@ -292,7 +290,8 @@ def evaluate(
         tables.show(console, tables.sheets(rows, work, shown))
         if published and not printed:
             progress.note("scores in print are left out: this is not the protocol they were made by")
-    if report is not None and not quiet:
+    if report is not None:
+        page = write_report(report, rows, scores, details, printed)
         progress.note(f"report: {page}")
     if left_out:
         raise _unread(left_out)

@@ -129,7 +129,7 @@ def _refuse_larger(spec: Spec, tensors: Mapping[str, Tensor], source: str) -> No
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_complex()
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_complex()
 
 
 def _read_official(path: Path) -> Checkpoint:

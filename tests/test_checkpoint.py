@@ -122,6 +122,22 @@ def test_values_that_are_not_numbers_are_refused(tmp_path):
         checkpoint.load(tmp_path / "a.safetensors")
 
 
+class Elsewhere(torch.Tensor):
+    """A tensor that says it lies on a GPU."""
+
+    device = property(lambda self: torch.device("cuda"))
+
+
+def test_a_network_is_restored_from_wherever_its_tensors_are():
+    """As a run on a GPU has them when it is scored."""
+    tensors = {name: tensor.as_subclass(Elsewhere) for name, tensor in made().tensors.items()}
+    model = checkpoint.restore(Checkpoint(SPEC, tensors, {}), "this run")
+    assert all(torch.equal(value, made().tensors[name]) for name, value in model.state_dict().items())
+    nowhere = {name: tensor.to("meta") for name, tensor in made().tensors.items()}
+    with pytest.raises(ModelError, match="no plain tensor"):
+        checkpoint.restore(Checkpoint(SPEC, nowhere, {}), "this run")
+
+
 class Malicious:
     def __init__(self, victim):
         self.victim = victim

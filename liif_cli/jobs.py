@@ -503,12 +503,13 @@ def _check_preview(source: Path | io.BytesIO, output: Path, size: Size, header: 
         if header.frames > 1:
             check_animation(asked, size, fitted(like, known), format=wanted, overwrite=options.overwrite)
             return
-        if like.has_alpha and (not known.alpha or known.name == "GIF"):
-            # Whether its transparency can be done without is not in the header.
+        colour = options.background is not None and len(set(options.background)) > 1
+        if (header.channels == 2 and colour) or (like.has_alpha and (not known.alpha or known.name == "GIF")):
+            # Whether its transparency can be done without, or a colour can stand for it, is not in the header.
             if isinstance(source, io.BytesIO):
                 source.seek(0)
-            like = replace(like, pixels=read(source, max_pixels=options.max_pixels).pixels)
-        like = fitted(like, known, depth=options.depth)
+            like = read(source, max_pixels=options.max_pixels)
+        like = fitted(like, known, depth=options.depth, background=options.background)
         check_output(asked, size, like, format=wanted, strip=options.strip, overwrite=options.overwrite)
     except LiifError as error:
         name = "standard output" if output == STANDARD else str(output)

@@ -18,7 +18,18 @@ from PIL import Image, ImageCms, PngImagePlugin
 from PIL import __version__ as PILLOW
 
 from liif_cli.errors import InputError
-from liif_cli.images import Picture, from_array, from_pil, read, read_animation, read_header, to_array, to_pil, write
+from liif_cli.images import (
+    Picture,
+    from_array,
+    from_pil,
+    metadata,
+    read,
+    read_animation,
+    read_header,
+    to_array,
+    to_pil,
+    write,
+)
 from liif_cli.images.tiff import first_table
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
@@ -847,12 +858,64 @@ def test_xmp_that_imagemagick_put_into_a_png_is_read() -> None:
     assert picture.size == (40, 24)
 
 
-@pytest.mark.parametrize("keyword", ["transparency", "default_image", "duration"])
+def test_exif_that_imagemagick_put_into_a_png_is_read_as_it_is_and_without_the_pixels() -> None:
+    block = exif_block(6)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{len(block):8}\n{block.hex()}\n", zip=True)
+    content = encode(Image.fromarray(corners()), "PNG", pnginfo=info)
+    picture = read(content)
+    assert picture.size == (40, 24)
+    assert picture.exif == metadata.upright_exif(block)
+    # Its header is known where the pixels cannot be: they were not unpacked, whatever they would become.
+    damaged = bytearray(content)
+    damaged[content.index(b"IDAT") + 10 :] = bytes(len(content) - content.index(b"IDAT") - 10)
+    assert read_header(bytes(damaged)).size == (40, 24)
+    bad = PngImagePlugin.PngInfo()
+    bad.add_text("Raw profile type exif", "\nexif\n       3\nabc\n", zip=True)
+    assert read(encode(Image.fromarray(corners()), "PNG", pnginfo=bad)).exif is None
+
+
+def test_exif_with_its_mark_twice_is_read() -> None:
+    picture = read(png(corners(), chunk(b"eXIf", exif_block(6))))  # a PNG file has it without
+    assert picture.size == (40, 24)
+    assert picture.exif == metadata.upright_exif(exif_block(6))
+
+
+def test_a_lab_tiff_of_16_bits_is_16_bit_srgb(tmp_path: Path) -> None:
+    stored = np.zeros((8, 9, 3), np.int16)
+    stored[:] = -32768 + 0, 0, 0  # unsigned lightness: half of 65,535
+    path = tmp_path / "lab.tif"
+    tifffile.imwrite(path, stored.view(np.uint16), photometric="cielab")
+    picture, header = read(path), read_header(path)
+    assert (picture.depth, picture.channels, header.depth, header.channels) == (16, 3, 16, 3)
+    # L* of 50 is a grey of 18.4 % of the light, 119 of 255 in sRGB.
+    assert np.abs(picture.pixels.astype(int) - 119 * 257).max() < 257
+
+
+def test_pillow_s_own_limit_of_pixels_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    image = Image.fromarray(NOISE)
+    for content in (
+        encode(image, "WEBP"),
+        encode(image, "GIF"),
+        encode(image.convert("YCbCr"), "TIFF"),  # which Pillow reads
+    ):
+        assert read(content).size == (64, 64)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_a_drive_that_fails_is_an_input_error() -> None:
+    with pytest.raises(InputError, match=r"/proc/self/mem: cannot be read: Input/output error"):
+        read(Path("/proc/self/mem"))
+
+
+@pytest.mark.parametrize("keyword", ["transparency", "default_image", "duration", "dpi"])
 def test_a_text_of_a_png_may_be_called_as_pillow_calls_its_own(keyword: str) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text(keyword, "a text")
     content = encode(Image.fromarray(corners()), "PNG", pnginfo=info)
     assert np.array_equal(read(content).pixels, corners())
+    assert read(content).dpi is None
     assert read_header(content).channels == 3
 
 

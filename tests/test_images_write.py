@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -27,6 +28,7 @@ from liif_cli.images import (
     Picture,
     check_output,
     format_of,
+    metadata,
     open_writer,
     read,
     read_animation,
@@ -140,6 +142,60 @@ def test_lossy_formats_stay_close_and_keep_all_metadata(
     difference = np.abs(again.pixels[visible].astype(int) - source.pixels[visible].astype(int))
     assert difference.mean() < 1.5
     assert_carried(again, source, dpi=extension == ".jpg")
+
+
+def exif_of(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """An EXIF block of one directory, little-endian, by (tag, kind, count, content), written by hand."""
+    at = 8 + 2 + 12 * len(entries) + 4
+    directory, values = struct.pack("<H", len(entries)), b""
+    for tag, kind, count, content in entries:
+        field = content.ljust(4, b"\0") if len(content) <= 4 else struct.pack("<I", at + len(values))
+        values += content if len(content) > 4 else b""
+        directory += struct.pack("<HHI", tag, kind, count) + field
+    return b"Exif\0\0II*\0\x08\0\0\0" + directory + bytes(4) + values
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".webp", ".avif", ".png"])
+def test_exif_that_pillow_would_damage_stays_byte_for_byte(tmp_path: Path, extension: str) -> None:
+    artist, negative = "Jürgen Größe".encode() + b"\0", struct.pack("<ii", -7, 2)
+    # A text that is not ASCII, the orientation, and a number below 0 of a type that has none.
+    entries = [(0x013B, 2, len(artist), artist), (0x0112, 3, 1, b"\1\0"), (0x9201, 10, 1, negative)]
+    source = picture(3, exif=exif_of(*sorted(entries)))
+    path = tmp_path / f"a{extension}"
+    write_in_bands(path, source, budget_bytes=HUGE)
+    again = read(path)
+    assert again.exif is not None
+    if extension == ".avif":  # which turns pictures by a field of its own
+        assert metadata.orientation(again.exif) == 1
+        assert bytes.fromhex("1201") not in again.exif
+        assert artist in again.exif
+        assert negative in again.exif
+        assert len(again.exif) == len(source.exif or b"")
+    else:
+        assert again.exif == source.exif
+
+
+def test_a_moving_webp_has_exif_as_its_format_says(tmp_path: Path) -> None:
+    source, path = moving(alpha=False), tmp_path / "a.webp"
+    frames = tuple(replace(frame, exif=exif_of((0x0112, 3, 1, b"\1\0"))) for frame in source.frames)
+    write_animation(path, replace(source, frames=frames))
+    content = path.read_bytes()
+    assert content[content.index(b"EXIF") + 8 :].startswith(b"II*\0")
+
+
+def test_a_tiff_takes_no_layout_out_of_exif(tmp_path: Path) -> None:
+    """Programs copy all tags of a TIFF into a JPEG file's EXIF: those of tiles and samples too."""
+    layout = {0x00FE: 1, 0x0142: 16, 0x0143: 16, 0x0144: 8, 0x0145: 8, 0x0152: 2}
+    foreign = [(0x010F, 2, 4, b"abc\0"), *((tag, 4, 1, struct.pack("<I", value)) for tag, value in layout.items())]
+    source = picture(3, exif=exif_of(*sorted(foreign)))
+    path = tmp_path / "a.tif"
+    write_in_bands(path, source, budget_bytes=HUGE)
+    again = read(path)
+    assert np.array_equal(again.pixels, source.pixels)
+    with Image.open(path) as image:
+        assert np.array_equal(np.asarray(image), source.pixels)
+        assert image.tag_v2[0x010F] == "abc"
+        assert not set(layout) & set(image.tag_v2)
 
 
 @pytest.mark.parametrize("budget_bytes", [HUGE, 0], ids=["memory", "stream"])

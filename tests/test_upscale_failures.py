@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, Cli, photo, save
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 from liif_cli import checkpoint
 
@@ -357,6 +357,18 @@ def test_what_a_picture_carries_is_known_to_the_preview(upscale: Cli, tmp_path: 
     for options in (["--dry-run"], []):
         ran = upscale("there.png", "--scale", "2", "--skip-existing", *options)
         assert (ran.code, ran.out) == (0, "there_x2.png  already exists, skipped\n")
+
+
+def test_a_background_that_a_grey_profile_forbids_is_known_to_the_preview(upscale: Cli, tmp_path: Path) -> None:
+    grey = np.dstack([photo(8, 8)[..., 0], np.full((8, 8), 128, np.uint8)])
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[16:20] = b"GRAY"
+    save(tmp_path / "holes.png", grey, icc_profile=bytes(profile))
+    for options in (["--dry-run"], []):
+        ran = upscale("holes.png", "--scale", "2", "--background", "red", *options)
+        assert ran.code == 1
+        assert "takes a grey --background" in ran.err
+    assert upscale("holes.png", "--scale", "2", "--background", "white", "--dry-run").code == 0
 
 
 def test_a_preview_knows_that_folders_in_folders_are_made(upscale: Cli, tmp_path: Path) -> None:

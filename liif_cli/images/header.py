@@ -12,6 +12,7 @@ from liif_cli.images.pillow import matching_profile, raw_exif, raw_xmp
 from liif_cli.images.quiet import quiet
 from liif_cli.images.read import (
     DEFAULT_MAX_PIXELS,
+    OF_NO_DEVICE,
     Opened,
     Source,
     brands,
@@ -133,9 +134,10 @@ def _of_tiff(file: Opened) -> Header:
     else:
         image = file.vips_image()
         height, width = image.height, image.width
-        converted = image.interpretation in ("cmyk", "lab", "labs", "labq", "xyz")
+        known = image.interpretation in OF_NO_DEVICE
+        converted = known or image.interpretation == "cmyk"
         channels = 3 if converted else min(seen_bands(file.name, image, info).bands, 4)
-        depth = 16 if image.format == "ushort" else 8
+        depth = 16 if known or image.format == "ushort" else 8
         if 5 <= info.get("orientation", 1) <= 8:  # which Pillow has seen to
             height, width = width, height
     iptc = metadata.iptc_of(info.get("iptc"))

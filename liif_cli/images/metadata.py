@@ -108,6 +108,20 @@ def _drop_thumbnail(block: _Exif, directory: int) -> None:
         block.data[start : start + length] = bytes(length)
 
 
+def without_orientation(exif: bytes) -> bytes:
+    """Return the EXIF block without the entry for orientation, the others' values where they were."""
+    try:
+        block = _Exif(exif)
+        while found := [at for tag, at in block.entries(block.first) if tag == ORIENTATION]:
+            count, end = block.number("H", block.first), block.first + 2
+            end += 12 * count + 4  # behind the link to the next directory
+            block.data[found[0] : end] = block.data[found[0] + 12 : end] + bytes(12)
+            block.put("H", block.first, count - 1)
+    except (ValueError, struct.error):
+        return exif
+    return block.block()
+
+
 def resized_exif(exif: bytes | None, size: tuple[int, int]) -> bytes | None:
     """Return the EXIF block with its picture size, where it states one, set to `size`."""
     if not exif:

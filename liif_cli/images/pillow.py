@@ -131,6 +131,8 @@ def turned(pixels: Array, orientation: int) -> Array:
 
 def dpi_of(info: dict[Any, Any]) -> tuple[float, float] | None:
     """Return (horizontal, vertical) where the file states a usable resolution."""
+    if isinstance(info.get("dpi"), str):  # a text of a PNG file that is called so
+        return None
     try:
         across, down = (float(value) for value in info["dpi"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -210,13 +212,12 @@ def jpeg_quality(luma_table: Sequence[int]) -> int | None:
 
 def raw_exif(image: Image.Image) -> bytes | None:
     """Return the EXIF block as the file has it."""
-    exif = image.info.get("exif")
-    if isinstance(exif, bytes) and len(exif) > len(metadata.PREFIX):
-        return exif if exif.startswith(metadata.PREFIX) else metadata.PREFIX + exif
-    if "Raw profile type exif" in image.info:  # PNG files of ImageMagick
-        found = image.getexif()
-        return found.tobytes() if found else None
-    return None
+    exif = image.info.get("exif") or metadata.raw_profile(image.info, "exif")
+    if not isinstance(exif, bytes):
+        return None
+    while exif.startswith(metadata.PREFIX):  # some files have it twice
+        exif = exif.removeprefix(metadata.PREFIX)
+    return metadata.PREFIX + exif if exif else None
 
 
 def raw_xmp(info: dict[Any, Any]) -> bytes | None:

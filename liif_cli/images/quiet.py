@@ -2,7 +2,7 @@
 
 Pillow warns through `warnings`, whose filters belong to the whole process and are not safe to swap from several
 threads. So the first reader in silences and the last one out restores, under a lock that is held only for that
-moment. The same goes for how much Pillow lets a chunk of a PNG file unpack to.
+moment. The same goes for how much Pillow lets a chunk of a PNG file unpack to, and how many pixels a picture has.
 """
 
 import contextlib
@@ -13,8 +13,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from PIL import PngImagePlugin
+from PIL import Image, PngImagePlugin
 
+MOST_PIXELS = 1 << 30
 _lock = threading.Lock()
 _inside = 0
 _outside: contextlib.ExitStack | None = None  # what the last one out restores
@@ -38,6 +39,9 @@ def quiet() -> Iterator[None]:
             # Pillow takes a profile or text of more than 1 MB for an attack, and printers' profiles are larger.
             _outside.callback(setattr, PngImagePlugin, "MAX_TEXT_CHUNK", PngImagePlugin.MAX_TEXT_CHUNK)
             PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+            # The caller's limit holds (`read.check_pixels`); Pillow refuses what has more than twice its own.
+            _outside.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            Image.MAX_IMAGE_PIXELS = MOST_PIXELS
     try:
         yield
     finally:

@@ -123,7 +123,11 @@ def opened(source: Source) -> Iterator[Opened]:
                 file = Opened(name if isinstance(name, str) else "the picture", io.BytesIO(source.read()))
             except OSError as error:
                 raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
-        if not file.head(1):
+        try:
+            empty = not file.head(1)
+        except OSError as error:  # a card, a drive or a network that fails
+            raise InputError(f"{file.name}: cannot be read: {error.strerror or error}") from error
+        if empty:
             raise InputError(f"{file.name}: is empty")
         yield file
 
@@ -297,6 +301,7 @@ _LUMINANCE_AND_COLOUR = (6, 8)
 _ZSTD_AND_LZMA = (50000, 34925)  # which libvips's wheel cannot unpack
 _OLD_JPEG = 6
 _WITH_LOSS = (_OLD_JPEG, JPEG)
+OF_NO_DEVICE = frozenset({"lab", "labs", "labq", "xyz"})  # what libvips calls colours that become 16-bit sRGB
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2  # kinds of extra samples
 
 
@@ -332,12 +337,12 @@ def _tiff_by_pillow(file: Opened, max_pixels: int | None) -> tuple[Array, bytes 
 
 
 def _vips_pixels(name: str, image: Any, icc: bytes | None, info: dict[str, Any]) -> tuple[Array, bytes | None]:
+    if image.interpretation in OF_NO_DEVICE:
+        image, icc = image.colourspace("rgb16"), None
     if image.format not in ("uchar", "ushort"):
         raise InputError(f"{name}: has {image.format} samples; convert it to 8 or 16 bits per channel first")
     if image.interpretation == "cmyk" and image.bands == 4:
         return srgb_from_cmyk(_vips_array(image), icc)
-    if image.interpretation in ("lab", "labs", "labq", "xyz"):
-        image, icc = image.colourspace("rgb16"), None
     image = seen_bands(name, image, info)
     if image.bands > 4:
         raise InputError(f"{name}: has {image.bands} channels; flatten it to CMYK, RGB or RGB with transparency first")

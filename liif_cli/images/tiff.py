@@ -20,6 +20,12 @@ _DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _EXTRA_SAMPLES, _XMP = 0x0102, 0x0103, 0x0106, 0x0152, 0x02BC
 _RESOLUTION = _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 _IPTC = (0x83BB, 0x8649)  # of its own, or among Photoshop's resources
+# How pixels lie in a file, which is not true of another one: subfile to compression, photometric, threshold and order
+# of bits, strips, samples, planes, free room, fax options, predictor, palette, tiles, subdirectories, kinds of samples,
+# JPEG's streams.
+_LAYOUT = frozenset(
+    (*range(0xFE, 0x104), *range(0x106, 0x10B), 0x111, *range(0x115, 0x11A), 0x11C, 0x120, 0x121, 0x124, 0x125)
+) | {0x13D, 0x140, *range(0x142, 0x146), 0x14A, *range(0x152, 0x158), 0x15B, *range(0x200, 0x20A)}
 # Where JPEG compression keeps its tables: together in a tag, or at the beginning of each strip or tile.
 JPEG, JPEG_TABLES, _STRIPS, _TILES = 7, 0x015B, 0x0111, 0x0144
 
@@ -171,7 +177,8 @@ def count_pages(file: BinaryIO) -> int:
 
 def graft(file: BinaryIO, exif: bytes | None, iptc: bytes | None, *, resolution: bool = True) -> None:
     """Add an EXIF block and IPTC records to a finished TIFF file, open for reading and writing; tags it has already
-    stay as they are, but for the resolution where it is not to be stated.
+    stay as they are, but for the resolution where it is not to be stated. Tags of another file's layout, as programs
+    copy them into EXIF, are left out.
 
     An EXIF block that cannot be followed adds nothing. Raises OSError where the file cannot be changed.
     """
@@ -190,7 +197,7 @@ def graft(file: BinaryIO, exif: bytes | None, iptc: bytes | None, *, resolution:
     for tag, value in tags.items():
         if tag in _RESOLUTION and not resolution:
             continue
-        if tag != ORIENTATION and tag not in known:
+        if tag != ORIENTATION and tag not in known and tag not in _LAYOUT:
             known[tag] = _append_value(file, layout, value)
     _point_at(file, layout, _append_directory(file, layout, known, following))
 

@@ -150,6 +150,11 @@ def beside(like: Picture, name: str) -> dict[str, Any]:
         options["pnginfo"] = PngImagePlugin.PngInfo()
         for chunk in metadata.png_texts(like):
             options["pnginfo"].add(*chunk)
+    if name == "AVIF" and like.exif is not None:
+        # Which turns pictures by a field of its own. Pillow writes EXIF anew to take this one out, and damages it.
+        options["exif"] = metadata.without_orientation(like.exif)
+    if name == "WebP" and like.exif is not None:
+        options["exif"] = like.exif.removeprefix(metadata.PREFIX)  # as Pillow does it, but not where pictures move
     if name == "JPEG" and like.iptc is not None:
         options["extra"] = iptc_segment(like.iptc)
     return options

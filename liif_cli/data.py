@@ -31,7 +31,7 @@ from torch import Tensor
 from liif_cli.config import SampleRule
 from liif_cli.errors import InputError, LiifError, OutputError
 from liif_cli.files import atomic_path, cannot_write, is_file, is_folder, walk
-from liif_cli.images import Picture, read
+from liif_cli.images import EXTENSIONS, Picture, read
 from liif_cli.images.fit import eight_bits
 from liif_cli.jpeg import through_jpeg
 from liif_cli.resize import bicubic_reduce_batch, pil_bicubic
@@ -43,13 +43,13 @@ DECODED_AT_ONCE = 16
 STORE_KEPT_S = 24 * 3600
 # Threads that draw batches: beside a CPU that trains one is enough, a GPU trains faster than one draws.
 DRAWERS, GPU_DRAWERS = {"cpu": 1}, 4
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".heic"})
+SUFFIXES = EXTENSIONS - {".gif", ".apng"}  # which move, or have few colours
 
 
 # Folders of benchmarks, as they are published, that are not for training: reduced copies (DIV2K_train_LR_bicubic,
 # LRbicx2) and what is held out (DIV2K_valid_HR).
 _REDUCED = re.compile(r"(.*_)?LR((bic|BI|BD|DN|_|x).*)?")
-_SET_APART = re.compile(rf"{_REDUCED.pattern}|(.*_)?(valid|test)(_.*)?")
+_SET_APART = re.compile(rf"{_REDUCED.pattern}|(?i:(.*_)?(val|valid|validation|test)(_.*)?)")
 RUN_STATE = "state.pth"  # what tells the folder of a training run
 # Of stores: to be counted up when what is made of a file changes.
 STORE_VERSION = 1
@@ -75,9 +75,12 @@ def _is_called(path: Path, pattern: re.Pattern[str]) -> bool:
 
 
 def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
-    """All pictures below a folder, by their file names' endings, in a fixed order, but for those below the folders
-    ``without``, reduced copies beside their originals (img_001_SRF_2_LR.png and ..._HR.png), and what is hidden; of a
-    file, the file. Raises InputError where there are none, or a folder cannot be looked into."""
+    """All pictures below a folder, by their file names' endings, in a fixed order; of a file, the file.
+
+    Left out are those that are, or lie below, one of ``without``, reduced copies beside their originals
+    (img_001_SRF_2_LR.png and ..._HR.png), and what is hidden. Raises InputError where there are none, or a folder
+    cannot be looked into.
+    """
     folder = Path(folder)
     if is_file(folder):
         return [folder]
@@ -98,7 +101,7 @@ def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
             if not name.startswith(".")
             and not (name.rpartition(".")[0].endswith("_LR") and f"{Path(name).stem.removesuffix('LR')}HR" in there)
         )
-        files += [path for path in found if path.suffix.lower() in SUFFIXES and is_file(path)]
+        files += [path for path in found if path.suffix.lower() in SUFFIXES and path not in apart and is_file(path)]
     files.sort()
     if not files:
         aside = f" outside of {apart.pop().name}, which is passed over unless it is named itself" if apart else ""
@@ -143,19 +146,23 @@ def open_store(
     *,
     smallest_side: int = 1,
     square: int | None = None,
+    validation: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PictureStore:
     """Decode all pictures of ``folder``, or the one it names, into ``cache``, or find them there.
 
-    Pictures that cannot be read or have a side under ``smallest_side`` are left out and said in ``skipped``. With
-    ``square`` only the largest square in the middle of each picture is kept, reduced to that side. A change of any
-    file's name, size or time makes a new store, as does a picture that can be read by now. ``progress`` is told
-    (decoded, of how many).
+    Pictures that cannot be read or have a side under ``smallest_side``, and those of a ``validation`` that lies in the
+    folder, are left out and said in ``skipped``. With ``square`` only the largest square in the middle of each picture
+    is kept, reduced to that side. A change of any file's name, size or time makes a new store, as does a picture that
+    can be read by now. ``progress`` is told (decoded, of how many).
 
     Raises InputError when no picture is left and OutputError when the cache cannot be written.
     """
     folder = Path(folder)
     apart = set_apart(folder) if is_folder(folder) else []
+    held_out = None if validation is None else _inside(folder, validation)
+    if held_out is not None:
+        apart = [*(path for path in apart if path != held_out), held_out]
     files = image_files(folder, without=apart)
     root = folder if is_folder(folder) else folder.parent
     stamp = [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
@@ -176,10 +183,9 @@ def open_store(
             problem = error if isinstance(error, OutputError) else cannot_write(store, error)
             raise OutputError(f"{problem}; decoded pictures go to LIIF_CACHE, where that is set") from error
         content = json.loads(index.read_text())
-    aside = (str(path.relative_to(root)) for path in apart)
+    why = "held-out or reduced pictures of a benchmark, or a training run; name it itself to use it"
     skipped = [
-        f"{name}: held-out or reduced pictures of a benchmark, or a training run; name it itself to use it"
-        for name in aside
+        f"{path.relative_to(root)}: {'what is scored is not trained on' if path == held_out else why}" for path in apart
     ]
     skipped += [why for _, why in content["skipped"]]
     offsets, sizes, start = [], [], 0
@@ -197,6 +203,13 @@ def open_store(
         )
     # As a plain array: a memmap runs Python at every cut, which makes drawing half as slow again.
     return PictureStore(np.asarray(np.memmap(store, np.uint8, mode="r")), offsets, sizes, skipped)
+
+
+def _inside(folder: Path, other: Path) -> Path | None:
+    """Another path as one below a folder; None where it is not. The folder itself is not: whoever scores what is
+    trained on says so."""
+    real, whole = other.resolve(), folder.resolve()
+    return folder / real.relative_to(whole) if real != whole and real.is_relative_to(whole) else None
 
 
 def _index(index: Path, store: Path) -> dict[str, list[Any]] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -19,11 +20,19 @@ from liif_cli.evaluate import Score
 _LARGEST_BYTES = 1 << 25  # begun anew beyond, unless it is read from: about eighty thousand scores
 
 
+# What computes, reads and reduces pictures beside it.
+_LIBRARIES = ("torch", "numpy", "pillow", "pyvips", "lpips")
+
+
 def _version() -> str:
-    """Of the program: its number, and what tells a checkout that has changed since."""
+    """Of the program: its number, and what tells a checkout, or libraries, that have changed since."""
     files = sorted(Path(__file__).parent.rglob("*.py"))
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return f"{__version__}+{hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:12]}"
+    libraries = {}
+    for name in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            libraries[name] = version(name)
+    return f"{__version__}+{hashlib.sha256(json.dumps([stamps, libraries]).encode()).hexdigest()[:12]}"
 
 
 class Scorebook:

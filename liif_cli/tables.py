@@ -111,6 +111,9 @@ def notes(title: str, rows: Sequence[Row], work: Work) -> list[str]:
         border = f"without a border of {'scale + 6' if dataset.rgb else 'scale'} pixels"
     rounded = {"8bit": "rounded to 8 bits"}.get(protocol.rounding, "not rounded")
     said = [f"Scored on {'luma (Y)' if channel == 'y' else 'RGB'}, {border}, output {rounded}."]
+    if not dataset.is_whole:
+        count = f"{dataset.published} pictures, not {len(dataset.truths)}"
+        said.append(f"{dataset.title} has {count}, so that nothing in print compares.")
     computed = dict.fromkeys(method.computed for method in work.methods if isinstance(method, ModelMethod))
     if others := [each for each in computed if each != "float32 on cpu"]:
         said.append(f"Computed in {', '.join(others)}.")

@@ -48,6 +48,7 @@ from liif_cli.models import Model, build
 from liif_cli.models.base import memory_format
 from liif_cli.models.encoders.edsr import ResidualBlock
 from liif_cli.models.encoders.rcan import AttentionBlock
+from liif_cli.models.encoders.rdn import DenseBlock
 from liif_cli.models.growth import grow
 from liif_cli.optim import make_optimiser, set_rates
 from liif_cli.upscaler import choose_precision
@@ -123,13 +124,20 @@ def rate_factor(schedule: Schedule, iteration: int, iterations: int) -> float:
 
 
 def start_gently(model: Model, size: float) -> None:
-    """Shrink the last convolution of each residual block, so that a deep encoder starts near the identity."""
+    """Shrink the last convolution of each residual block, so that a deep encoder starts near the identity. Raises
+    UsageError where there is none."""
     if size == 1:
         return
+    last = [
+        module.LFF if isinstance(module, DenseBlock) else cast(nn.Conv2d, module.body[2])
+        for module in model.modules()
+        if isinstance(module, ResidualBlock | AttentionBlock | DenseBlock)
+    ]
+    if not last:
+        raise UsageError(f"residual_start = {size:g}: this network has no residual blocks; leave it out")
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, ResidualBlock | AttentionBlock):
-                cast(nn.Conv2d, module.body[2]).weight.mul_(size)
+        for convolution in last:
+            convolution.weight.mul_(size)
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
@@ -501,7 +509,8 @@ def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = N
     every = config.validation.every
     on_cpu = trainer.device.type == "cpu"
     with _stop_signal(first=processes.first) as asked, _Log(run, trainer) as log:
-        if validator is not None and trainer.iteration >= config.iterations and not trainer.is_scored_by(validator):
+        came = trainer.iteration >= config.iterations or (every > 0 and trainer.iteration % every == 0)
+        if validator is not None and trainer.iteration and came and not trainer.is_scored_by(validator):
             log.scores(validator, run)  # was stopped, or failed, when it came to that
             trainer.save(run)
         while trainer.iteration < config.iterations:

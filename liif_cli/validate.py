@@ -58,6 +58,11 @@ class Validator:
         self.channel = cast(Channel, {"auto": "y" if luma else "rgb"}.get(config.channel, config.channel))
         self.identity = json.dumps([str(named), to_mapping(config)])  # of equal validations equal
         self.pictures = [self._picture(path) for path in files[: config.pictures or None]]
+        # What is not scored as a whole does not bear the name of the whole.
+        if len(self.pictures) < len(files):
+            self.name += f", {len(self.pictures)} of {len(files)}"
+        if config.crop:
+            self.name += f", {config.crop} pixels in the middle"
 
     def _picture(self, path: Path) -> np.ndarray:
         picture = _middle(read_rgb(path), self.config.crop)

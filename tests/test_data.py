@@ -164,6 +164,31 @@ def test_squares_are_pils_of_the_middle(folder, tmp_path):
     assert np.array_equal(store[0], np.array(expected))
 
 
+@pytest.mark.parametrize("name", ["below", "grey.png"])
+def test_what_is_scored_is_not_trained_on(folder, tmp_path, name):
+    every = image_files(folder)
+    store = open_store(folder, tmp_path / "cache", validation=(folder / "below" / ".." / name))
+    assert f"{name}: what is scored is not trained on" in store.skipped
+    assert len(store) == 3
+    assert image_files(folder) == every
+    assert len(open_store(folder, tmp_path / "cache", validation=folder)) == 4  # who names all of it means it
+    assert len(open_store(folder, tmp_path / "cache", validation=tmp_path)) == 4
+
+
+@pytest.mark.parametrize("name", ["val", "Validation", "my_test", "valid_HR", "Test"])
+def test_what_is_held_out_by_its_name_is_not_trained_on(folder, name):
+    (folder / name).mkdir()
+    for other in ("values", "contest", "testament", "invalid"):
+        (folder / other).mkdir()
+    assert data.set_apart(folder) == [folder / name]
+
+
+def test_pictures_are_known_by_all_their_usual_endings(folder):
+    for ending in (".jfif", ".JPE", ".heif", ".hif", ".dib"):
+        (folder / f"z{ending}").write_bytes(b"")
+    assert len(image_files(folder)) == 5 + 5
+
+
 def test_a_folder_that_cannot_be_looked_into_is_an_error(folder, monkeypatch):
     """Its pictures would be missing from a score or a model without a word. Simulated: root may look everywhere."""
     closed, before = folder / "closed", os.scandir

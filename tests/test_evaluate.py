@@ -538,6 +538,17 @@ def test_published_scores_stand_beside_and_only_beside_what_follows_their_protoc
     assert "scores in print are left out" in other.stderr
 
 
+@needs_benchmark
+def test_a_benchmark_of_which_pictures_are_missing_is_not_held_against_published_scores(tmp_path: Path) -> None:
+    whole = find("set5", [DATA]).truths
+    (tmp_path / "Set5" / "HR").mkdir(parents=True)
+    for truth in whole[1:]:
+        (tmp_path / "Set5" / "HR" / truth.path.name).symlink_to(truth.path.resolve())
+    ran = liif("--dataset", "set5", "--data", tmp_path, "--scales", "4", "-m", "none", "--published", "--markdown")
+    assert "in print*" not in ran.stdout
+    assert "Set5 has 5 pictures, not 4, so that nothing in print compares." in ran.stdout
+
+
 def test_equal_pictures_are_infinitely_good_and_the_json_stays_json(tmp_path: Path) -> None:
     Image.new("RGB", (40, 40), (9, 99, 199)).save(tmp_path / "flat.png")
     ran = liif("--dataset", tmp_path, "--scales", "2", "-m", "none", "--json", "-")

@@ -808,6 +808,7 @@ def test_a_damaged_model_is_exit_3(fetch_weights: Liif, cache: Path) -> None:
         ["rdn-liif", "edsr-baseline-liif", "--from", "a.pth"],
         ["default", "--from", "a.pth"],
         ["--from", "A b.pth"],
+        ["--from", "https://[abc/x.pth"],
     ],
 )
 def test_options_that_contradict_are_exit_2(fetch_weights: Liif, arguments: list[str]) -> None:

@@ -39,6 +39,7 @@ from liif_cli.train import (
     network,
     rate_factor,
     run_training,
+    start_gently,
 )
 from liif_cli.validate import Validator
 
@@ -519,7 +520,9 @@ def test_what_published_tables_score_on_luma_is_scored_so(photographs, tmp_path)
     shutil.copytree(photographs, tmp_path / "Set5" / "HR")
     settings = Validation(scales=(2.0,), pictures=1)
     luma = Validator(tmp_path / "Set5", settings)
-    assert (luma.name, luma.channel) == ("Set5", "y")
+    assert (luma.name, luma.channel) == ("Set5, 1 of 4", "y")  # which is no score of Set5
+    parts = dataclasses.replace(settings, pictures=0, crop=32)
+    assert Validator(tmp_path / "Set5", parts).name == "Set5, 32 pixels in the middle"
     assert Validator(photographs, settings).channel == "rgb"
     assert Validator(tmp_path / "Set5", dataclasses.replace(settings, channel="rgb")).channel == "rgb"
 
@@ -567,7 +570,7 @@ def test_validation_scores_by_the_protocol_and_shows_a_crop(store, photographs, 
     rows = table(tmp_path / VALIDATION)
     assert [row["iteration"] for row in rows] == ["2", "4"]
     facts = checkpoint.read(tmp_path).facts
-    assert facts["scores"][photographs.stem]["x2.5"] == pytest.approx(float(rows[-1]["x2.5"]))
+    assert facts["scores"][f"{photographs.stem}, 2 of 4"]["x2.5"] == pytest.approx(float(rows[-1]["x2.5"]))
     assert facts["training"]["iteration"] == 4
     with Image.open(tmp_path / SAMPLE) as sample:
         assert sample.size == (3 * 70 + 8, 60)  # the largest scale: 28 x 24 pixels, enlarged
@@ -586,6 +589,42 @@ def test_a_run_is_saved_before_its_scores_which_may_fail(store, photographs, tmp
     with pytest.raises(InputError, match="lost"):
         run_training(Trainer(config, store, CPU), tmp_path, validator=validator)
     assert checkpoint.read(tmp_path).facts["training"]["iteration"] == 2
+
+
+def test_scores_that_a_stop_or_a_failure_cost_are_made_up(store, photographs, tmp_path, monkeypatch):
+    config = tiny("iterations=5", "validation.every=2", "validation.scales=[2]", "validation.pictures=1")
+    validator = Validator(photographs, config.validation)
+    with monkeypatch.context() as failing:
+        failing.setattr(validator, "scores", lambda *_: (_ for _ in ()).throw(MemoryBudgetError("too little")))
+        with pytest.raises(MemoryBudgetError):
+            run_training(Trainer(config, store, CPU), tmp_path, validator=validator)
+    again = Trainer(config, store, CPU)
+    again.resume(tmp_path)
+    assert again.iteration == 2
+    run_training(again, tmp_path, validator=validator)
+    assert [row["iteration"] for row in table(tmp_path / VALIDATION)] == ["2", "4", "5"]
+
+
+def test_a_deep_encoder_starts_gently_whatever_its_blocks():
+    encoders = {
+        "edsr-baseline": {"n_resblocks": 2, "n_feats": 8},
+        "rdn": {"G0": 4, "RDNconfig": "A"},
+        "rcan": {"n_resgroups": 1, "n_resblocks": 2, "n_feats": 16},
+    }
+    for name, args in encoders.items():
+        made = {}
+        for size in (1.0, 0.25):
+            config = tiny()
+            spec = {"name": name, "args": {**args, "no_upsampling": True}}
+            torch.manual_seed(0)
+            model = build({**config.model, "args": {**config.model["args"], "encoder_spec": spec}})
+            start_gently(model, size)
+            made[size] = model.state_dict()
+        changed = [key for key in made[1.0] if not torch.equal(made[1.0][key], made[0.25][key])]
+        assert changed
+        assert all(torch.equal(made[1.0][key] * 0.25, made[0.25][key]) for key in changed)
+    with pytest.raises(UsageError, match="no residual blocks"):
+        start_gently(build(load_train("siren").model), 0.5)
 
 
 def test_a_resumed_run_keeps_its_scores(store, photographs, tmp_path):

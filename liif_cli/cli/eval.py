@@ -270,7 +270,7 @@ def evaluate(
             progress.note(
                 f"the same as the truth, so that means are infinite: {', '.join(same)}; leave flat pictures out"
             )
-        printed = {each.title: in_print(each.title) for each in sets} if protocol.is_published else {}
+        printed = {each.title: in_print(each.title) for each in sets if protocol.is_published and each.is_whole}
     from liif_cli import tables
 
     shown = printed if published else {}
@@ -288,7 +288,7 @@ def evaluate(
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console = Console(highlight=False, width=160)  # a pipe has no edge to wrap at
         tables.show(console, tables.sheets(rows, work, shown))
-        if published and not printed:
+        if published and not protocol.is_published:
             progress.note("scores in print are left out: this is not the protocol they were made by")
     if report is not None:
         page = write_report(report, rows, scores, details, printed)

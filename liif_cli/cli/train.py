@@ -156,7 +156,7 @@ def train(
         raise UsageError("name the pictures to train on: --data DIR")
     if val is not None and config.sample.kind == "picture":
         raise UsageError("a recipe that fits one picture has nothing to score on: leave --val out")
-    run = output if output is not None else Path("runs") / Path(preset).stem
+    run = output if output is not None else _usual_run(Path(preset))
     going_on, begun_with = _check_run(run, config, resume=resume, overwrite=overwrite)
     if begun_with and preset in presets():
         # What may change has changed only where somebody says so; a file of one's own does.
@@ -174,6 +174,12 @@ def train(
     say = _Terminal(config.iterations, quiet=quiet or not processes.first, verbose=verbose)
     with joined(processes, chosen), say, _alone(run) if processes.first else contextlib.nullcontext():
         return _train(config, data, val, run, chosen, processes, say, going_on=going_on, begun=bool(begun_with))
+
+
+def _usual_run(recipe: Path) -> Path:
+    """Where a recipe's run goes: that of a run's own settings is the run itself."""
+    own = recipe.name == "config.json" and (recipe.parent / "state.pth").is_file()
+    return recipe.parent if own else Path("runs") / recipe.stem
 
 
 def _train(
@@ -207,7 +213,7 @@ def _train(
         teacher = checkpoint.read(kept if kept and kept.exists() else _outside(run, config.teacher))
         teacher_of(config, teacher, config.teacher)
     validator = None if val is None else Validator(val, config.validation)
-    store = _open_store(data, config, processes, say)
+    store = _open_store(data, val, config, processes, say)
     trainer = Trainer(config, store, device, processes=processes, watcher=say)
     if going_on:
         trainer.resume(run)
@@ -256,7 +262,9 @@ def _outside(run: Path, name: str) -> Path:
     return path
 
 
-def _open_store(data: Path, config: TrainConfig, processes: Processes, say: _Terminal) -> PictureStore:
+def _open_store(
+    data: Path, val: Path | None, config: TrainConfig, processes: Processes, say: _Terminal
+) -> PictureStore:
     from liif_cli.data import open_store
     from liif_cli.weights import cache_folder
 
@@ -266,7 +274,12 @@ def _open_store(data: Path, config: TrainConfig, processes: Processes, say: _Ter
     def opened() -> PictureStore:
         progress = say.decoding if processes.local_rank == 0 else None
         return open_store(
-            data, cache_folder() / "pictures", smallest_side=rule.largest_crop, square=square, progress=progress
+            data,
+            cache_folder() / "pictures",
+            smallest_side=rule.largest_crop,
+            square=square,
+            validation=val,
+            progress=progress,
         )
 
     # One process decodes; one of each machine finds that, or decodes where machines share no cache; then all find it.
@@ -334,7 +347,7 @@ def _check_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool)
     # By way of the settings as they are now: one that is new has its default in a run that was begun without it.
     try:
         before = to_mapping(from_mapping(TrainConfig, json.loads(saved.read_text()), str(saved)))
-    except (OSError, ValueError, AttributeError, UsageError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, UsageError) as error:
         reason = str(error).removeprefix(f"{saved}: ")
     begun = before is not None or state.exists()  # other programs have a config.json, too
     # What a run that was killed at its very beginning may have left.

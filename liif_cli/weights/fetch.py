@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from liif_cli.errors import ModelError, OutputError, UsageError
 from liif_cli.files import cannot_write, flush_to_disk
@@ -184,12 +184,19 @@ def is_url(source: str) -> bool:
 
 def name_of(source: str) -> str:
     """The name of a model that was given none: the last part of its address or path, without a file's suffix."""
-    last = PurePosixPath(urlsplit(source).path) if is_url(source) else Path(source).absolute()
+    last = PurePosixPath(_split(source).path) if is_url(source) else Path(source).absolute()
     return (last.name if isinstance(last, Path) and last.is_dir() else last.stem).lower()
 
 
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:  # what stands in brackets is no machine's
+        raise UsageError(f"--from {url}: is no address: {error}") from None
+
+
 def _check_url(url: str, sha256: str | None) -> None:
-    parts = urlsplit(url)
+    parts = _split(url)
     if parts.scheme not in _SCHEMES or not parts.hostname:
         raise UsageError(f"--from {url}: expected an address that begins with https://, or a file")
     if parts.scheme != "https" and sha256 is None:

@@ -629,7 +629,9 @@ def as_input(image: Array, device: torch.device) -> Tensor:
     """(H, W, 3) of uint8, uint16 or float in [0, 1] to what a model encodes: (1, 3, H, W) float32 in [0, 1], on the
     device."""
     greatest = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(image.dtype, 1)
-    tensor = torch.from_numpy(image.astype(np.float32)).to(device).div_(greatest)
+    # Bytes travel to a GPU as they are: a quarter of what they become.
+    values = image.copy() if image.dtype == np.uint8 else image.astype(np.float32)
+    tensor = torch.from_numpy(values).to(device).float().div_(greatest)
     return tensor.permute(2, 0, 1)[None].contiguous(memory_format=memory_format(device))
 
 
@@ -740,7 +742,9 @@ class _Painting:
             plan = self.plan._replace(tile=self.plan.tile[::-1]) if view.transposed else self.plan
             codes = features.of(region, worth_holding, plan, self._tile_encoded)
             # oneDNN's ReLU makes zeros of what is no number, and a picture of them. A GPU's bands show it themselves.
-            if codes.device.type == "cpu" and not math.isfinite(float(codes.sum(dtype=torch.float32))):
+            # Only float16's own range could be left by the sum alone.
+            total = torch.float32 if codes.dtype == torch.float16 else None
+            if codes.device.type == "cpu" and not math.isfinite(float(codes.sum(dtype=total))):
                 raise self._no_numbers()
             return self.engine.model.fold(codes, cell, Window(region.top, region.left, size))
 
@@ -784,13 +788,9 @@ class _Painting:
         if self.engine.device.type != "cpu":
             with self.engine.computing():
                 return field.paint(rows, columns)
-        # Tiles, several for each thread, no wider than is good for one.
         height, width = len(rows.position), len(columns.position)
         out = torch.empty(height, width, 3, dtype=torch.float32, device="cpu")
-        tile_columns = min(TILE_COLUMNS, width)
-        across = -(-width // tile_columns)
-        down = max(1, min(height, -(-3 * self.painters // across)))
-        tile_rows = min(-(-height // down), TILE_ROWS)
+        tile_rows, tile_columns = tile_of((height, width), self.painters)
 
         def tile(y: int, x: int) -> None:
             with self.engine.computing():
@@ -803,6 +803,21 @@ class _Painting:
         for _ in pool.map(lambda place: tile(*place), places):
             pass
         return out
+
+
+def tile_of(band: Size, painters: int) -> Size:
+    """Sides of the tiles that a band is painted in: no wider than is good for one thread, several for each of them, all
+    of about one size and as many as leave none idle at the end."""
+    height, width = band
+    across = -(-width // TILE_COLUMNS)
+    least = -(-3 * painters // across)
+
+    def idle(down: int) -> float:
+        tiles = across * down
+        return -(-tiles // painters) * painters / tiles
+
+    down = min(height, min(range(least, 2 * least + 1), key=idle))
+    return min(-(-height // down), TILE_ROWS), -(-width // across)
 
 
 def _codes_around(axis: coords.Axis, count: int, margin: int) -> tuple[int, int]:
@@ -856,6 +871,8 @@ def _one_thread() -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on whatever device."""
-    # A CPU's on Linux and on Windows; MPS's and that of pinned memory; those of CUDA's libraries.
-    words = ("can't allocate memory", "not enough memory", "out of memory", "_STATUS_ALLOC_FAILED")
+    # A CPU's on Linux and on Windows; MPS's and that of pinned memory; those of CUDA's libraries, of which cuDNN also
+    # calls it that no way of computing a convolution is left.
+    words = ("can't allocate memory", "not enough memory", "out of memory", "Invalid buffer size",
+             "_STATUS_ALLOC_FAILED", "ALLOCATION_FAILED", "unable to find an engine")  # fmt: skip
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in str(error) for part in words)

@@ -287,10 +287,27 @@ def test_a_siren_is_painted_in_float32_whatever_is_asked_for():
         "CUDA error: out of memory",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "[enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory: you tried",
+        "GET was unable to find an engine to execute this computation",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "Invalid buffer size: 80.00 GiB",
     ],
 )
 def test_other_machines_words_for_lack_of_memory_are_known(words):
     assert rooms.is_out_of_memory(RuntimeError(words))
+
+
+@pytest.mark.parametrize("painters", [1, 2, 4, 16])
+def test_tiles_keep_all_threads_busy_to_a_band_s_end(painters):
+    for width in range(600, 8200, 41):
+        height = rooms.BAND_PIXELS // width
+        rows, columns = rooms.tile_of((height, width), painters)
+        assert 256 < columns <= rooms.TILE_COLUMNS
+        across, down = -(-width // columns), -(-height // rows)
+        assert across * columns < width + across  # all of about one width
+        tiles = across * down
+        assert tiles >= 3 * painters
+        assert tiles / (-(-tiles // painters) * painters) > 0.9, (width, rows, columns)
+    assert rooms.tile_of((1, 1), painters) == (1, 1)
 
 
 def test_values_out_of_range_are_an_error_and_no_black_picture():
@@ -815,6 +832,42 @@ def test_the_fused_kernel_interpreted_is_as_near_to_float32_as_single_operations
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run([sys.executable, "-c", FUSED], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of what Triton will do otherwise one day
+@pytest.mark.parametrize(("hidden", "count"), [(128, 1), (256, 3)], ids=["light", "paper"])
+def test_the_fused_kernel_compiles_for_a_gpu_that_is_not_here(hidden, count, tmp_path, monkeypatch):
+    """For Hopper, with its matrix instructions and without registers that overflow into memory, both of which one that
+    only interprets the kernel does not see."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    compiler, backends = map(pytest.importorskip, ("triton.compiler", "triton.backends.compiler"))
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.exists():
+        pytest.skip("Triton has no compiler for NVIDIA's GPUs here")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    from liif_cli.models import fused
+
+    kernel, pieces = fused._paint, max(1, hidden // fused.PIECE)
+    fixed = {"WIDTH": hidden // pieces, "PIECES": pieces, "LAYERS": count, "LAST": fused.LAST, "CORNERS": 2,
+             "DOWN": 8 * pieces // 4, "ACROSS": 8}  # fmt: skip
+    kinds = dict.fromkeys(("height", "width", "codes_width"), "i32") | dict.fromkeys(fixed, "constexpr")
+    kinds |= dict.fromkeys(("codes", "hidden_weight", "last_weight"), "*fp16")
+    kinds |= dict.fromkeys(("row_code", "column_code"), "*i32")
+    signature = {name: kinds.get(name, "*fp32") for name in kernel.arg_names}
+    place = {name: (number,) for number, name in enumerate(kernel.arg_names)}
+    aligned = {place[name]: [["tt.divisibility", 16]] for name, kind in signature.items() if kind.startswith("*")}
+    constants = {place[name]: value for name, value in fixed.items()}
+    try:
+        source = compiler.ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    except TypeError:
+        pytest.skip("this version of Triton is asked in another way")
+    compiled = triton.compile(source, backends.GPUTarget("cuda", 90, 32), {"num_warps": 4 * pieces})
+    assert "wgmma" in compiled.asm["ptx"]
+    (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
+    dump = [str(tool), "--dump-resource-usage", str(tmp_path / "kernel.cubin")]
+    used = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    assert " STACK:0 " in used, used
+    assert " LOCAL:0 " in used, used
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from liif_cli import coords
 from liif_cli.errors import ModelError
 from liif_cli.models import build
+from liif_cli.models.encoders.layers import ReLU
 
 EDSR = {"name": "edsr", "args": {"n_resblocks": 2, "n_feats": 16, "no_upsampling": True}}
 
@@ -147,3 +148,13 @@ def test_no_feature_sees_beyond_the_halo_and_some_see_as_far():
     seen = image.grad.abs().sum(dim=(0, 1, 2)).nonzero().flatten()
     assert int(seen.min()) == reach
     assert int(seen.max()) == 3 * reach
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_relu_is_the_same_with_and_without_gradients(dtype):
+    values = torch.tensor([-torch.inf, -3, -1e-30, -0.0, 0, 1e-30, 3, torch.inf]).to(dtype)
+    expected = torch.relu(values)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            answer = ReLU()(values.clone()[None, ::2])
+        assert torch.equal(answer[0], expected[::2])

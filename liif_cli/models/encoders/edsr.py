@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from liif_cli.models.encoders.layers import ResidualEncoder, conv3x3
+from liif_cli.models.encoders.layers import ReLU, ResidualEncoder, conv3x3
 
 
 class ResidualBlock(nn.Module):
     def __init__(self, channels: int, res_scale: float) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv3x3(channels, channels), nn.ReLU(inplace=True), conv3x3(channels, channels))
+        self.body = nn.Sequential(conv3x3(channels, channels), ReLU(), conv3x3(channels, channels))
         self.res_scale = res_scale
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,11 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from liif_cli.errors import ModelError
+from liif_cli.models.decoding import relu_
 
 
 def conv3x3(channels_in: int, channels_out: int, size: int = 3) -> nn.Conv2d:
     """A convolution that keeps the size: zeros around the image."""
     return nn.Conv2d(channels_in, channels_out, size, padding=size // 2)
+
+
+class ReLU(nn.Module):
+    """In place; without gradients by ``decoding.relu_``, a sixth of the time in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu_() if torch.is_grad_enabled() else relu_(x)
 
 
 def upsampler(scale: int, channels: int) -> nn.Sequential:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from liif_cli.models.encoders.layers import ResidualEncoder, conv3x3
+from liif_cli.models.encoders.layers import ReLU, ResidualEncoder, conv3x3
 
 
 class ChannelAttention(nn.Module):
@@ -13,7 +13,7 @@ class ChannelAttention(nn.Module):
         self.avg_pool = nn.AdaptiveAvgPool2d(1)
         self.conv_du = nn.Sequential(
             nn.Conv2d(channels, channels // reduction, 1),
-            nn.ReLU(inplace=True),
+            ReLU(),
             nn.Conv2d(channels // reduction, channels, 1),
             nn.Sigmoid(),
         )
@@ -28,7 +28,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             conv3x3(channels, channels),
-            nn.ReLU(inplace=True),
+            ReLU(),
             conv3x3(channels, channels),
             ChannelAttention(channels, reduction),
         )

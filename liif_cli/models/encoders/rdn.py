@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from liif_cli.errors import ModelError
-from liif_cli.models.encoders.layers import Encoder, conv3x3, held_by_chain
+from liif_cli.models.encoders.layers import Encoder, ReLU, conv3x3, held_by_chain
 
 # Name: (dense blocks, convolutions in a block, channels each of them adds)
 CONFIGURATIONS = {"A": (20, 6, 32), "B": (16, 8, 64)}
@@ -15,7 +15,7 @@ CONFIGURATIONS = {"A": (20, 6, 32), "B": (16, 8, 64)}
 class DenseConvolution(nn.Module):
     def __init__(self, channels_in: int, growth: int, size: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential(conv3x3(channels_in, growth, size), nn.ReLU(inplace=True))
+        self.conv = nn.Sequential(conv3x3(channels_in, growth, size), ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat((x, self.conv(x)), 1)

@@ -378,10 +378,9 @@ class Engine:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Where the network computes in its own precision, whatever a program has set around it: autocast, or ten bits
-        for float32 on a GPU."""
-        exact = _in_whole_float32() if self.device.type == "cuda" and self.dtype == torch.float32 else nullcontext()
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), exact:
+        """Where the network computes in its own precision, whatever a program has set around it: autocast, or fewer
+        bits for float32."""
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), _in_whole_float32():
             yield
 
     def bands(self, image: Array, output: Size, box: Box | None = None) -> Generator[Array, None, None]:
@@ -422,11 +421,13 @@ _whole_before: list[str] = []
 
 @contextmanager
 def _in_whole_float32() -> Iterator[None]:
-    """Convolutions and products of matrices in float32, not in the ten bits that GPUs may take for it. The switches are
-    the whole process's: the first one in sets them, the last one out sets them back."""
+    """Convolutions and products of matrices of float32 in float32, not in the ten bits that GPUs may take for it, or
+    the eight of CPUs with bfloat16. The switches are the whole process's: the first one in sets them, the last one out
+    sets them back."""
     global _whole_users
     # Not by the older switches, allow_tf32, which must not be touched where a program uses these.
-    switches = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    backends: Any = torch.backends
+    switches = backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
     with _whole_lock:
         _whole_users += 1
         if _whole_users == 1:

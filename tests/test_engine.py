@@ -222,6 +222,27 @@ def test_what_a_program_has_set_for_itself_does_not_matter(kind):
         assert np.array_equal(paint(engine, pixels, (20, 30)), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fewer_bits_for_float32_that_a_program_has_set_do_not_matter(dtype, monkeypatch):
+    """On processors with bfloat16 they would; here it is looked at what holds while it is painted."""
+    engine, product, seen = Engine(build(NETWORKS["liif"]), CPU, dtype, AMPLE), liif.linear_relu, []
+
+    def looked(*arguments):
+        seen.append((torch.backends.mkldnn.matmul.fp32_precision, torch.backends.mkldnn.conv.fp32_precision))
+        return product(*arguments)
+
+    monkeypatch.setattr(liif, "linear_relu", looked)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        before = torch.backends.mkldnn.matmul.fp32_precision
+        assert before != "ieee"
+        paint(engine, picture(9, 9), (20, 20))
+        assert torch.backends.mkldnn.matmul.fp32_precision == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {("ieee", "ieee")}
+
+
 def test_wide_inner_layers_keep_their_blocks_small(monkeypatch):
     wide = {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [16, 1024, 16]}}
     spec = {"name": "liif", "args": {"encoder_spec": {"name": "edsr", "args": SMALL}, "imnet_spec": wide}}

@@ -46,7 +46,7 @@ class SampleRule:
     area_power: float = 0.0
     candidates: int = 1
     chosen: float = 1.0
-    # Of crops: so large a share of the samples is drawn letters and shapes, without smoothed edges (``synthetic.py``).
+    # Of crops: so large a share of the samples is drawn letters and shapes, half of them unsmoothed (``synthetic.py``).
     synthetic_share: float = 0.0
     # Of crops and resized: so large a share of the inputs was a JPEG file, of a quality from this range.
     jpeg_share: float = 0.0

@@ -65,7 +65,8 @@ def fetch_weights(
         typer.Option(
             "--dir",
             metavar="DIR",
-            help="The folder of models to use instead of LIIF_CACHE or the platform's cache folder.",
+            help="The folder of models to use instead of LIIF_CACHE or the platform's cache folder; other commands find"
+            " them there by name where LIIF_CACHE is set to it.",
             show_default=False,
         ),
     ] = None,

@@ -50,7 +50,8 @@ def train(
         typer.Option(
             "--val",
             metavar="DIR",
-            help="Folder of pictures to score on, every 5000 iterations (validation.every) and at the end.",
+            help="Pictures to score on, the first ten of a folder (validation.pictures), every 5000 iterations"
+            " (validation.every) and at the end. They are not trained on.",
             show_default=False,
             rich_help_panel=DATA,
         ),

@@ -144,7 +144,7 @@ def upscale(
         typer.Option(
             parser=_percent,
             metavar="N",
-            help="Quality of lossy formats, 1 to 100. \\[default: jpg 95, webp 90, avif 85]",
+            help="Quality of lossy formats, 1 to 100. \\[default: jpg 95, webp 90, avif 85, dzi 90]",
             rich_help_panel=OUTPUT,
             show_default=False,
         ),
@@ -191,8 +191,8 @@ def upscale(
             metavar="NAME|FILE",
             envvar="LIIF_MODEL",
             help="A name from liif fetch-weights --list, a checkpoint, or a training run's folder. auto chooses for"
-            " each picture: liif-jpeg for WebP, AVIF, and JPEG files of a quality below 95, liif-drawn for screenshots"
-            " and the like, liif-light for the rest.",
+            " each picture: liif-jpeg for lossy WebP, AVIF, JPEG of a quality below 95, and drawings in any lossy file;"
+            " liif-drawn for other screenshots and the like; liif-light for the rest.",
             rich_help_panel=PANEL,
         ),
     ] = AUTO,
@@ -212,8 +212,8 @@ def upscale(
         bool,
         flag(
             "--direct",
-            help="Compute every pixel with the network, whatever the scale. By default the network enlarges by x4 at"
-            " most and bicubic interpolation does the rest, which is faster and no less accurate.",
+            help="Compute every pixel with the network, at scale 1 and at any above. By default the network enlarges by"
+            " x4 at most and bicubic interpolation does the rest, which is faster and no less accurate.",
             rich_help_panel=PANEL,
         ),
     ] = False,

@@ -40,6 +40,7 @@ from liif_cli.images import (
     Picture,
     check_animation,
     check_output,
+    encoder_px,
     fitted,
     format_of,
     layers_bytes,
@@ -443,7 +444,15 @@ class _Painting:
                 if known.streams:  # else it is encoded when all is painted, in what the engine has left
                     self.writer_bytes = max(self.writer_bytes, needed)
             else:
-                known = check_animation(path, task.size, self.frames[0], format=options.format, overwrite=overwrite)
+                known = check_animation(
+                    path,
+                    task.size,
+                    self.frames[0],
+                    frames=len(self.frames),
+                    format=options.format,
+                    overwrite=overwrite,
+                )
+                self.held_bytes += task.size[0] * task.size[1] * encoder_px(known, self.frames[0])
             if task.output == STANDARD:  # for the others it was known before
                 refuse_idle_quality(options, [known])
             if isinstance(task.picture, Animation) and self.held_bytes > self.writer_bytes:

@@ -73,8 +73,8 @@ def load(
             8 bits per channel), "float32", "bfloat16", "float16".
         memory: what the network may work in, in bytes or as "4G"; by default a share of what is free. The input and the
             picture that is returned are held in addition.
-        direct: ask the network for every pixel, at scale 1 and at any above. By default it paints at most at FARTHEST and bicubic
-            interpolation goes on from there, which is a little better on photographs and much faster.
+        direct: ask the network for every pixel, at scale 1 and at any above. By default it paints at most at FARTHEST
+            and bicubic interpolation goes on from there, which is a little better on photographs and much faster.
 
     Raises ModelError for the model, MemoryBudgetError where it does not fit into memory, UsageError for the rest.
     """

@@ -20,6 +20,7 @@ from PIL import __version__ as PILLOW
 from liif_cli.errors import InputError
 from liif_cli.images import (
     Picture,
+    animation,
     from_array,
     from_pil,
     metadata,
@@ -573,6 +574,42 @@ def test_a_png_with_much_beside_its_pixels_has_a_header_and_no_frames() -> None:
     assert before == PngImagePlugin.MAX_TEXT_CHUNK
 
 
+@pytest.mark.parametrize(
+    ("tags", "dpi"),
+    [
+        ({}, None),
+        ({0x011A: 300.0, 0x011B: 150.0, 0x0128: 2}, (300, 150)),
+        ({0x011A: 300.0, 0x011B: 300.0}, (300, 300)),  # inches, where nothing is said
+        ({0x011A: 100.0, 0x011B: 100.0, 0x0128: 3}, (254, 254)),
+        ({0x011A: 100.0, 0x011B: 100.0, 0x0128: 1}, None),
+        ({0x011A: 300.0}, None),
+    ],
+)
+def test_of_a_jpeg_the_resolution_is_what_it_states(tags: dict[int, Any], dpi: tuple[int, int] | None) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "A maker"
+    for tag, value in tags.items():
+        exif[tag] = value
+    image = Image.fromarray(corners())
+    assert read(encode(image, "JPEG", exif=exif)).dpi == dpi
+    assert read(encode(image, "JPEG", exif=exif, dpi=(72, 72))).dpi == (72, 72)
+
+
+def test_xmp_does_not_turn_an_avif_which_has_a_field_for_it() -> None:
+    content = encode(Image.fromarray(corners()), "AVIF", xmp=XMP)
+    picture = read(content)
+    assert picture.size == read_header(content).size == (24, 40)
+    assert picture.xmp == XMP.replace(b'"6"', b'"1"')
+
+
+def test_a_moving_png_keeps_its_speed() -> None:
+    """30,000 frames in 1,001 seconds, as films have it: none of them lasts a whole number of milliseconds."""
+    durations = animation._durations_ms([1001 / 30] * 300)
+    assert sum(durations) == 10_010
+    assert set(durations) == {33, 34}
+    assert animation._durations_ms([None, 0, 10, 10.4, 11, 40]) == (100, 100, 100, 100, 11, 40)
+
+
 @pytest.mark.parametrize(("depth", "shade"), [(1, 1), (2, 3), (2, 1), (4, 15), (4, 7), (8, 7)])
 def test_the_transparent_shade_of_few_bits_is_transparent(depth: int, shade: int) -> None:
     """Eight pixels, two of them of that shade."""
@@ -783,6 +820,102 @@ def test_what_a_moving_png_with_a_palette_clears_is_transparent() -> None:
     assert first[0, 0].tolist() == [255, 0, 0, 255]
     assert second[0, 0, 3] == 0
     assert second[1, 1].tolist() == [0, 0, 255, 128]
+
+
+RED, GREEN, BLUE, WHITE = [255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 255], [255, 255, 255, 255]
+HOLE = 0  # alpha
+
+
+def gif(*frames: tuple[list[int], int, int | None, int], width: int = 4) -> bytes:
+    """A GIF file of one row, by frames (indices of red, green, blue, white; left; transparent index; disposal)."""
+    parts = [b"GIF89a", struct.pack("<HHBBB", width, 1, 0x81, 0, 0), bytes(RED[:3] + GREEN[:3] + BLUE[:3] + WHITE[:3])]
+    for indices, left, transparent, disposal in frames:
+        image = Image.fromarray(np.array([indices], np.uint8))
+        image.putpalette(bytes(range(256)) * 3)
+        place = struct.pack("<HH", len(indices), 1)
+        encoded = encode(image, "GIF", optimize=False)
+        data = encoded[encoded.index(b",\0\0\0\0" + place) + 10 : -1]
+        control = struct.pack("<BHB", disposal << 2 | (transparent is not None), 7, transparent or 0)
+        parts += [b"!\xf9\x04", control, b"\0,", struct.pack("<HH", left, 0), place, b"\0", data]
+    return b"".join([*parts, b";"])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        # What the first frame does not cover is nothing, not the palette's first colour.
+        (gif(([1, 1], 1, None, 0), ([2], 0, None, 0)), [[HOLE, GREEN, GREEN, HOLE], [BLUE, GREEN, GREEN, HOLE]]),
+        # A frame that says nothing of disposal after one that is cleared stays.
+        (
+            gif(([0, 0, 0, 0], 0, None, 1), ([1], 0, None, 2), ([2], 1, None, 0), ([3], 3, None, 0)),
+            [[RED] * 4, [GREEN, RED, RED, RED], [HOLE, BLUE, RED, RED], [HOLE, BLUE, RED, WHITE]],
+        ),
+        # Cleared is transparent, whatever colour the transparent index has; and what was before comes back.
+        (
+            gif(([0, 0, 0, 0], 0, None, 1), ([3, 1, 3], 1, 3, 2), ([3], 0, 3, 3), ([2], 3, None, 3), ([1], 0, 3, 1)),
+            [
+                [RED] * 4,
+                [RED, RED, GREEN, RED],
+                [RED, HOLE, HOLE, HOLE],
+                [RED, HOLE, HOLE, BLUE],
+                [GREEN, HOLE, HOLE, HOLE],
+            ],
+        ),
+        # Beyond the screen nothing is seen.
+        (gif(([0, 0, 0, 0], 0, None, 1), ([1, 1, 1], 2, None, 1)), [[RED] * 4, [RED, RED, GREEN, GREEN]]),
+    ],
+    ids=["uncovered", "unsaid", "cleared", "beyond"],
+)
+def test_the_frames_of_a_gif_are_laid_over_each_other_as_browsers_do(content: bytes, expected: list[Any]) -> None:
+    animation = read_animation(content)
+    assert animation is not None
+    assert animation.durations_ms == (70,) * len(expected)
+    for frame, colours in zip(animation.frames, expected, strict=True):
+        for pixel, colour in zip(frame.pixels[0].tolist(), colours, strict=True):
+            assert pixel[3:] == [0] if colour == HOLE else pixel == colour[: frame.channels]
+
+
+def test_a_gif_that_clears_what_was_opaque_has_holes() -> None:
+    hollow = Image.new("RGBA", (8, 8))
+    hollow.paste("blue", (2, 2, 5, 5))
+    content = encode(Image.new("RGBA", (8, 8), "red"), "GIF", save_all=True, append_images=[hollow], disposal=2)
+    animation = read_animation(content)
+    assert animation is not None
+    assert animation.frames[1].pixels[3, 3].tolist() == BLUE
+    assert animation.frames[1].pixels[0, 0, 3] == 0
+
+
+@pytest.mark.parametrize("transparency", [None, 255])
+def test_a_gif_that_begins_grey_and_goes_on_in_colour_is_read(transparency: int | None) -> None:
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    more = {} if transparency is None else {"transparency": transparency}
+    content = encode(grey, "GIF", save_all=True, append_images=[Image.new("RGB", (16, 16), (9, 99, 199))], **more)
+    animation = read_animation(content)
+    assert animation is not None
+    assert animation.frames[0].pixels[3, 5, :3].tolist() == [53] * 3
+    assert np.abs(animation.frames[1].pixels[3, 5, :3].astype(int) - (9, 99, 199)).max() < 9
+
+
+def test_a_small_gif_with_a_frame_of_many_pixels_is_refused() -> None:
+    content = bytearray(gif(([0, 0, 0, 0], 0, None, 1), ([1], 0, None, 1)))
+    at = content.rindex(b",\0\0\0\0\x01\0\x01\0")
+    content[at + 5 : at + 9] = struct.pack("<HH", 60_000, 60_000)
+    with pytest.raises(InputError, match="pixels"):
+        read_animation(bytes(content), max_pixels=1000)
+    for end in (len(content) - 2, at + 12, at + 3):
+        with pytest.raises(InputError):
+            read_animation(bytes(content[:end]), max_pixels=1000)
+
+
+def test_an_interlaced_moving_png_is_read() -> None:
+    frames = [(np.full((1, 1, 3), value, np.uint8), 0, 0, 0, 0) for value in (10, 20, 30)]
+    content = moving_png(frames, 1)
+    header = content.index(b"IHDR") + 4
+    interlaced = content[header : header + 12] + b"\1"  # of one pixel: its rows are the same
+    content = content[: header - 8] + chunk(b"IHDR", interlaced) + content[header + 17 :]
+    animation = read_animation(content)
+    assert animation is not None
+    assert [int(frame.pixels[0, 0, 0]) for frame in animation.frames] == [10, 20, 30]
 
 
 def test_a_frame_that_reaches_beyond_the_screen_of_a_gif_ends_with_it() -> None:

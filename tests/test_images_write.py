@@ -26,6 +26,7 @@ from liif_cli.errors import OutputError, UsageError
 from liif_cli.images import (
     Animation,
     Picture,
+    check_animation,
     check_output,
     format_of,
     metadata,
@@ -624,6 +625,7 @@ def test_animations_go_in_and_out(tmp_path: Path, extension: str, alpha: bool) -
         (".gif", (33, 33, 34, 100), (30, 40, 30, 100)),  # hundredths of a second, and the whole takes as long
         (".gif", (16, 17, 16, 100), (20, 20, 20, 100)),  # browsers make ten times as long of the next shorter
         (".png", (0, 10, 20, 100), (100, 100, 20, 100)),  # as browsers show them
+        (".png", (70_001, 20, 700_000, 10**8), (70_000, 20, 700_000, 65_535_000)),  # quotients of 16 bits
     ],
 )
 def test_short_frames_stay_short(tmp_path: Path, extension: str, durations: tuple, again: tuple) -> None:
@@ -779,3 +781,34 @@ def test_no_space_is_found_out_before_work(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(OutputError, match="free some space"):
         check_output(tmp_path / "a.png", (1000, 1000), picture(3))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=500_000))
+    check_output(tmp_path / "a.dzi", (1000, 1000), picture(3))
+    for solid in (picture(4), picture(3, np.uint16)):  # whose tiles are PNG files
+        with pytest.raises(OutputError, match="free some space"):
+            check_output(tmp_path / "a.dzi", (1000, 1000), solid)
+    check_animation(tmp_path / "a.gif", (1000, 1000), picture(3), frames=3)
+    with pytest.raises(OutputError, match="free some space"):
+        check_animation(tmp_path / "a.gif", (1000, 1000), picture(3), frames=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "lossless"), [("a.gif", False), ("a.webp", False), ("a.webp", True), ("a.avif", False), ("a.bmp", False)]
+)
+def test_what_encoding_from_memory_takes_is_no_more_than_planned(tmp_path: Path, name: str, lossless: bool) -> None:
+    """The peak of a process of its own, which encodes noise: what is the hardest."""
+    code = f"""
+import resource, sys
+from pathlib import Path
+import numpy as np
+from liif_cli.images import Picture, write, writer_bytes, format_of
+pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+like = Picture(pixels, format="WEBP", lossless={lossless})
+write(Path({str(tmp_path / name)!r}), pixels, like, overwrite=True)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(peak, writer_bytes(format_of(Path({name!r})), (SIDE, SIDE), like, 1 << 40))
+"""
+    (small, _), (large, planned) = (
+        map(int, subprocess.check_output([sys.executable, "-c", code.replace("SIDE", str(side))]).split())
+        for side in (16, 900)
+    )
+    assert large - small <= 1.1 * planned + 2**23

@@ -1,7 +1,9 @@
 """Moving pictures: GIF, WebP, APNG and AVIF files to whole frames and back."""
 
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
+from struct import error as StructError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,14 +11,16 @@ from PIL import Image, PngImagePlugin
 
 from liif_cli.errors import InputError, OutputError
 from liif_cli.files import atomic_path, cannot_write
+from liif_cli.images.fit import eight_bits
 from liif_cli.images.formats import Format, check_output, format_of
-from liif_cli.images.gif import save_gif
+from liif_cli.images.gif import Part, parts, save_gif
 from liif_cli.images.header import ANIMATED
 from liif_cli.images.picture import Array, Picture, full_scale
 from liif_cli.images.pillow import as_channels, in_srgb, picture_of
 from liif_cli.images.quiet import quiet
 from liif_cli.images.read import (
     DEFAULT_MAX_PIXELS,
+    Opened,
     Source,
     check_pixels,
     decoding,
@@ -68,28 +72,30 @@ def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXEL
             if count - first < 2:
                 return None
             check_pixels(file.name, image.size[0] * image.size[1] * (count - first), max_pixels)
-            frames, durations = [], []
+            frames: list[Picture] = []
+            durations: list[Any] = []
             canvas = np.zeros((image.size[1], image.size[0], 4), np.uint8)
-            for index in range(first, count):
+            if image.format == "GIF":
+                for part in parts(file.head(-1)):
+                    durations.append(part.duration_ms)
+                    frames.append(_drawn(canvas, _alone(part, file.name, max_pixels), _how(part)))
+            for index in range(first, 0 if frames else count):
                 image.seek(index)
                 how = _taken_over(image) if isinstance(image, PngImagePlugin.PngImageFile) else None
                 image.load()
-                durations.append(_duration_ms(image.info.get("duration")))
+                durations.append(image.info.get("duration"))
                 turned = None if image.format == "AVIF" else 1  # in the others nobody heeds EXIF's orientation
                 frame = picture_of(image, file.name, str(image.format), turned)
-                frames.append(frame if how is None else _drawn(canvas, frame, how))
-            if image.format == "GIF":  # one that reaches beyond the screen makes Pillow's larger from there on
-                height, width = frames[0].size
-                frames = [replace(frame, pixels=frame.pixels[:height, :width]) for frame in frames]
+                frames.append(frame if how is None else _drawn(canvas, _cut(frame, how), how))
             lossless = is_lossless_webp(file.stream) if image.format == "WEBP" else image.format != "AVIF"
             frames = [replace(frame, lossless=lossless) for frame in frames]
-            return Animation(_alike(frames), tuple(durations), _plays(image), str(image.format))
+            return Animation(_alike(frames), _durations_ms(durations), _plays(image), str(image.format))
 
 
 class _Drawing(NamedTuple):
-    """How a moving PNG's frame comes onto the canvas, and goes."""
+    """How a frame comes onto the canvas, and goes."""
 
-    box: tuple[int, int, int, int]  # left, top, right, bottom
+    box: tuple[int, int, int, int]  # left, top, right, bottom; what lies beyond the canvas is not seen
     over: bool  # what is there shows through; else it is replaced
     disposal: PngImagePlugin.Disposal
 
@@ -104,17 +110,36 @@ def _taken_over(image: PngImagePlugin.PngImageFile) -> _Drawing:
         PngImagePlugin.Disposal(image.dispose_op or 0),
     )
     image.blend_op = PngImagePlugin.Blend.OP_SOURCE
+    image.decoderconfig = ()  # to which Pillow adds, for each frame again, that they are interlaced
     return how
 
 
-def _drawn(canvas: Array, frame: Picture, how: _Drawing) -> Picture:
-    """The canvas, (H, W, 4) uint8, with a frame on it, which is then disposed of as it wants."""
+def _alone(part: Part, name: str, max_pixels: int | None) -> Picture:
+    """What a frame of a GIF file draws."""
+    with recognise(Opened(name, io.BytesIO(part.alone))) as image:
+        check_pixels(name, image.size[0] * image.size[1], max_pixels)  # which may be more than the screen has
+        image.load()
+        return picture_of(image, name, "GIF", 1)
+
+
+def _how(part: Part) -> _Drawing:
+    disposal = {2: PngImagePlugin.Disposal.OP_BACKGROUND, 3: PngImagePlugin.Disposal.OP_PREVIOUS}
+    return _Drawing(part.place, True, disposal.get(part.disposal, PngImagePlugin.Disposal.OP_NONE))
+
+
+def _cut(frame: Picture, how: _Drawing) -> Picture:
+    left, top, right, bottom = how.box
+    return replace(frame, pixels=frame.pixels[top:bottom, left:right])
+
+
+def _drawn(canvas: Array, part: Picture, how: _Drawing) -> Picture:
+    """The canvas, (H, W, 4) uint8, with a part drawn on it, which is then disposed of as it wants."""
     left, top, right, bottom = how.box
     place = canvas[top:bottom, left:right]
     before = place.copy()
-    whole = _as_colour(frame, alpha=True)
-    place[:] = whole.pixels[top:bottom, left:right]
-    if how.over:
+    whole = _as_colour(part, alpha=True)
+    place[:] = whole.pixels[: place.shape[0], : place.shape[1]]
+    if how.over and place.size:
         place[:] = Image.alpha_composite(Image.fromarray(before), Image.fromarray(place.copy()))
     shown = replace(whole, pixels=canvas.copy())
     if how.disposal == PngImagePlugin.Disposal.OP_BACKGROUND:
@@ -133,9 +158,11 @@ def _plays(image: Image.Image) -> int:
     return int(loop or 0)
 
 
-def _duration_ms(stated: Any) -> int:
-    duration = round(stated) if isinstance(stated, int | float) else 0
-    return duration if duration > _TOO_SHORT_MS else _DEFAULT_MS
+def _durations_ms(stated: list[Any]) -> tuple[int, ...]:
+    """In whole milliseconds that add up to what is stated: a rounding of each frame's own would change the speed."""
+    told = [each if isinstance(each, int | float) and round(each) > _TOO_SHORT_MS else _DEFAULT_MS for each in stated]
+    ends = np.rint(np.cumsum(told)).astype(int)
+    return tuple(map(int, np.diff(ends, prepend=0)))
 
 
 def _alike(frames: list[Picture]) -> tuple[Picture, ...]:
@@ -151,7 +178,7 @@ def _alike(frames: list[Picture]) -> tuple[Picture, ...]:
 def _as_colour(frame: Picture, alpha: bool) -> Picture:
     pixels, icc = frame.pixels, frame.icc
     if pixels.dtype == np.uint16:  # grey PNG files; of colour Pillow reads eight bits anyway
-        pixels = (pixels >> 8).astype(np.uint8)
+        pixels = eight_bits(pixels)
     colour, opaque = pixels, np.full(frame.size, 255, np.uint8)
     if frame.has_alpha:
         colour, opaque = pixels[..., :-1], pixels[..., -1]
@@ -167,10 +194,11 @@ def check_animation(
     size: tuple[int, int],
     like: Picture,
     *,
+    frames: int = 1,
     format: str | None = None,
     overwrite: bool = False,
 ) -> Format:
-    """Ask, before any work, whether `path` can become an animation of `size` whose frames are like `like`.
+    """Ask, before any work, whether `path` can become an animation of `size` whose frames, so many, are like `like`.
 
     Returns the format; raises what `write_animation` would.
     """
@@ -181,7 +209,7 @@ def check_animation(
         raise OutputError(f"{path}: animations hold 8 bits per channel only; convert the frames first")
     # GIF rounds partial transparency here: a moving picture of that kind is nearly always one already.
     asked = replace(like, pixels=like.colour) if known.name == "GIF" else like
-    return check_output(path, size, asked, format=format, overwrite=overwrite)
+    return check_output(path, size, asked, frames=frames, format=format, overwrite=overwrite)
 
 
 def write_animation(
@@ -202,7 +230,7 @@ def write_animation(
     like = animation.frames[0]
     if any(frame.pixels.dtype != like.pixels.dtype for frame in animation.frames):
         raise OutputError(f"{path}: the frames differ in depth; convert them first")
-    known = check_animation(path, like.size, like, format=format, overwrite=overwrite)
+    known = check_animation(path, like.size, like, frames=len(animation.frames), format=format, overwrite=overwrite)
     with atomic_path(path, overwrite=overwrite) as temporary:
         try:
             with quiet(), temporary.open("w+b") as file:
@@ -217,7 +245,8 @@ def write_animation(
                     options = _options(known.name, animation, quality, strip)
                     images = [_image(frame.pixels) for frame in animation.frames]
                     images[0].save(file, save_all=True, append_images=images[1:], **options)
-        except (OSError, ValueError, MemoryError, RuntimeError) as error:  # the last of libavif
+        # RuntimeError is libavif's; StructError that of Pillow's before 12.1, of frames shown for more than a minute.
+        except (OSError, ValueError, MemoryError, RuntimeError, StructError) as error:
             raise cannot_write(path, error) from error
 
 
@@ -233,6 +262,13 @@ def _options(name: str, animation: Animation, quality: int | None, strip: bool) 
     options["loop"] = min(animation.plays, _MOST_PLAYS)
     if name == "PNG":
         # Disposal 0 and blend 0: each frame is the whole canvas and replaces the one before.
+        options["duration"] = [_of_16_bits(each) for each in animation.durations_ms]
         return options | {"format": "PNG", "compress_level": PNG_LEVEL, "disposal": 0, "blend": 0}
     lossless = quality is None and like.lossless
     return options | {"format": "WEBP", "lossless": lossless, "quality": quality or WEBP_QUALITY}
+
+
+def _of_16_bits(duration_ms: int) -> int:
+    """A duration as PNG can say it, as a quotient of two numbers of 16 bits: beyond 65 seconds less finely."""
+    unit = next((unit for unit in (1, 10, 100, 1000) if duration_ms <= 0xFFFF * unit), 1000)
+    return min(round(duration_ms / unit), 0xFFFF) * unit

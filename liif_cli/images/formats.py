@@ -40,6 +40,7 @@ class Format:
 
 _NO_LIMIT = (1 << 31) - 1
 STREAM_BYTES = 30 << 20  # libvips's own buffers
+LOSSLESS_WEBP_PX = 60  # bytes a pixel that encoding takes, measured: 41 to 59
 
 FORMATS = (
     Format("PNG", (".png", ".apng"), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.25, rows=800),
@@ -57,7 +58,7 @@ FORMATS = (
         segment_bytes=65_533,
         rows=800,
     ),
-    Format("WebP", (".webp",), 16_383, alpha=True, deep=False, streams=False, share=0.02, lossy=True),
+    Format("WebP", (".webp",), 16_383, alpha=True, deep=False, streams=False, share=0.02, lossy=True, encoder_px=16),
     Format("TIFF", (".tif", ".tiff"), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.25, rows=1300),
     # The format holds 65,535 a side, but readers stop at these limits of libavif.
     Format(
@@ -72,7 +73,7 @@ FORMATS = (
         largest_px=1 << 28,
         encoder_px=40,
     ),
-    Format("GIF", (".gif",), 65_535, alpha=True, deep=False, streams=False, share=0.05),
+    Format("GIF", (".gif",), 65_535, alpha=True, deep=False, streams=False, share=0.05, encoder_px=52),
     # Its lengths are 32-bit: 4 GB at three bytes a pixel.
     Format(
         "BMP", (".bmp", ".dib"), _NO_LIMIT, alpha=False, deep=False, streams=False, share=1.0, largest_px=1_431_000_000
@@ -104,12 +105,14 @@ def check_output(
     size: tuple[int, int],
     like: Picture,
     *,
+    frames: int = 1,
     format: str | None = None,
     strip: bool = False,
     budget_bytes: int | None = None,
     overwrite: bool = False,
 ) -> Format:
-    """Ask, before any work, whether `path` can become a picture of `size` with the channels and the depth of `like`.
+    """Ask, before any work, whether `path` can become a picture of `size`, or so many `frames`, with the channels and
+    the depth of `like`.
 
     Returns the format. Raises UsageError for an unknown one, OutputError for whatever would fail later: too long a
     side, alpha or 16 bits that the format cannot hold, too large for memory (`budget_bytes`) in a format that does
@@ -118,7 +121,6 @@ def check_output(
     known = format_of(path, format)
     _check_capacity(path, known, size, like)
     _check_metadata(path, known, like, strip=strip)
-    raw_bytes = size[0] * size[1] * like.channels * like.pixels.itemsize
     if budget_bytes is not None and not known.streams and held_bytes(size, like) > budget_bytes:
         raise OutputError(
             f"{path}: {known.name} is written from memory, and {_amount(held_bytes(size, like))} are more than the "
@@ -127,11 +129,14 @@ def check_output(
     target = check_target(path, overwrite=overwrite)
     if known.name == "DeepZoom":
         check_tiles_folder(path, target, overwrite=overwrite)
+    # A pyramid's tiles are PNG files where JPEG does not hold them, and a third more than the picture.
+    share = 0.33 if known.name == "DeepZoom" and (like.has_alpha or like.depth > 8) else known.share
+    needed_bytes = frames * size[0] * size[1] * like.channels * like.pixels.itemsize * share
     free = shutil.disk_usage(target.parent).free
-    if free < raw_bytes * known.share:
+    if free < needed_bytes:
         raise OutputError(
-            f"{path}: about {_amount(raw_bytes * known.share)} are needed and {_amount(free)} are free on this "
-            "disk; free some space or name another folder"
+            f"{path}: about {_amount(needed_bytes)} are needed and {_amount(free)} are free on this disk; free some"
+            " space or name another folder"
         )
     return known
 
@@ -163,7 +168,13 @@ def writing_bytes(known: Format, size: tuple[int, int], like: Picture, *, stream
     sample = like.channels * like.pixels.itemsize
     if streamed:
         return STREAM_BYTES + min(known.rows, size[0]) * size[1] * sample
-    return size[0] * size[1] * (sample + known.encoder_px)
+    return size[0] * size[1] * (sample + encoder_px(known, like))
+
+
+def encoder_px(known: Format, like: Picture) -> int:
+    """Return about how many bytes a pixel encoding from memory takes beside the picture."""
+    lossless = known.name == "WebP" and like.format == "WEBP" and like.lossless
+    return LOSSLESS_WEBP_PX if lossless else known.encoder_px
 
 
 def _check_capacity(path: Path, known: Format, size: tuple[int, int], like: Picture) -> None:

@@ -1,9 +1,11 @@
-"""Pictures to GIF files: 256 colours a frame, dithered, and transparency that is whole or none."""
+"""Pictures to GIF files: 256 colours a frame, dithered, and transparency that is whole or none. And the frames of GIF
+files, each as a file of its own."""
 
 import itertools
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from struct import error as StructError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,6 +15,56 @@ from liif_cli.images.picture import Array
 _TRANSPARENT = 255
 _SHORTEST, _LONGEST = 2, 0xFFFF  # hundredths of a second
 _MOST_REPEATS = 0xFFFF
+
+
+class Part(NamedTuple):
+    """A frame of a GIF file: what it draws, as a file of its own, and how."""
+
+    alone: bytes
+    place: tuple[int, int, int, int]  # left, top, right, bottom; perhaps beyond the screen
+    duration_ms: int
+    disposal: int  # 2: what it drew is cleared, 3: what was there comes back
+
+
+def parts(content: bytes) -> Iterator[Part]:
+    """Take a GIF file apart. Pillow draws its frames on one another otherwise than browsers do: it fills what nothing
+    was drawn on, and what is cleared, with colours of the palette, and knows no frames in colour after grey ones.
+
+    Raises struct.error or IndexError where the file is damaged.
+    """
+    head = 13 + _palette_bytes(content[10])
+    at, control = head, b""
+    while at < len(content) and content[at] != ord(";"):
+        if content[at] == ord("!"):
+            end = _behind_blocks(content, at + 2)
+            if content[at + 1] == _CONTROL and content[at + 2] == 4:
+                control = content[at:end]
+        elif content[at] == ord(","):
+            left, top, width, height, flags = struct.unpack_from("<HHHHB", content, at + 1)
+            end = _behind_blocks(content, at + 10 + _palette_bytes(flags) + 1)
+            screen = content[:6] + struct.pack("<HH", width, height) + content[10:head]
+            drawn = b"," + bytes(4) + content[at + 5 : end]
+            how, delay = struct.unpack_from("<BH", control, 3) if control else (0, 0)
+            yield Part(
+                screen + control + drawn + b";", (left, top, left + width, top + height), 10 * delay, how >> 2 & 7
+            )
+            control = b""
+        else:
+            end = at + 1  # what some programs leave between blocks
+        at = end
+
+
+_CONTROL = 0xF9
+
+
+def _palette_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 128 else 0
+
+
+def _behind_blocks(content: bytes, at: int) -> int:
+    while content[at]:
+        at += 1 + content[at]
+    return at + 1
 
 
 def save_gif(file: BinaryIO, frames: Sequence[Array], durations_ms: Sequence[int], plays: int) -> None:

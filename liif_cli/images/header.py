@@ -8,7 +8,7 @@ from PIL import Image, TiffImagePlugin
 
 from liif_cli.images import metadata
 from liif_cli.images.picture import Picture
-from liif_cli.images.pillow import matching_profile, raw_exif, raw_xmp
+from liif_cli.images.pillow import matching_profile, orientation_of, raw_exif, raw_xmp
 from liif_cli.images.quiet import quiet
 from liif_cli.images.read import (
     DEFAULT_MAX_PIXELS,
@@ -101,7 +101,7 @@ def _by_pillow(file: Opened) -> Header:
         frames = max(1, frames - bool(image.info.get("default_image")))
         height, width = image.size[::-1]
         exif, xmp = raw_exif(image), raw_xmp(image.info)
-        if (frames == 1 or kind == "AVIF") and metadata.orientation(exif, xmp) >= 5:
+        if (frames == 1 or kind == "AVIF") and orientation_of(image, exif, xmp) >= 5:
             height, width = width, height
         # Of moving pictures Pillow reads the upper eight bits.
         deep = frames == 1 and (image.mode in _DEEP_MODES or (kind == "PNG" and png_depth(file) == 16))

@@ -20,7 +20,9 @@ EXIF_DIRECTORY = 0x8769
 _WIDTHS = (0x0100, 0xA002)
 _HEIGHTS = (0x0101, 0xA003)
 _THUMBNAIL_START, _THUMBNAIL_LENGTH = 0x0201, 0x0202
-_SHORT, _LONG = 3, 4
+_SHORT, _LONG, _RATIONAL = 3, 4, 5
+_UNIT, _INCH, _CENTIMETRE = 0x0128, 2, 3
+_RESOLUTION = (0x011A, 0x011B, _UNIT)
 
 
 class _Exif:
@@ -50,6 +52,12 @@ class _Exif:
     def value(self, at: int) -> int:
         return self.number("H" if self.number("H", at + 2) == _SHORT else "I", at + 8)
 
+    def quotient(self, at: int) -> float:
+        if self.number("H", at + 2) != _RATIONAL:
+            raise ValueError("not a quotient")
+        start = self.number("I", at + 8)
+        return self.number("I", start) / self.number("I", start + 4)
+
     def set_value(self, at: int, value: int) -> None:
         """Make an entry one number; a LONG where a SHORT would not hold it."""
         kind = _SHORT if value < 1 << 16 and self.number("H", at + 2) == _SHORT else _LONG
@@ -74,6 +82,21 @@ def orientation(exif: bytes | None, xmp: bytes | None = None) -> int:
             return found[0] if 1 <= found[0] <= 8 else 1
     match = _XMP_ORIENTATION.search(xmp or b"")
     return int(match["value"]) if match else 1
+
+
+def resolution(exif: bytes | None) -> tuple[float, float] | None:
+    """Return (horizontal, vertical) in dots an inch, as EXIF states it; None where it does not."""
+    if not exif:
+        return None
+    try:
+        block = _Exif(exif)
+        known = {tag: at for tag, at in block.entries(block.first) if tag in _RESOLUTION}
+        unit = block.value(known[_UNIT]) if _UNIT in known else _INCH
+        across, down = (block.quotient(known[tag]) for tag in _RESOLUTION[:2])
+    except (ValueError, KeyError, ZeroDivisionError, struct.error):
+        return None
+    inch = {_INCH: 1.0, _CENTIMETRE: 2.54}.get(unit)
+    return None if inch is None else (across * inch, down * inch)
 
 
 def upright_exif(exif: bytes | None) -> bytes | None:

@@ -143,6 +143,18 @@ def dpi_of(info: dict[Any, Any]) -> tuple[float, float] | None:
     return (across, down) if 2 <= across < 1e5 and 2 <= down < 1e5 else None
 
 
+def _dpi_of_jpeg(info: dict[Any, Any], exif: bytes | None) -> tuple[float, float] | None:
+    """Where the file itself states none, EXIF's: Pillow takes that for square, and 72 dpi where it finds none."""
+    if info.get("jfif_unit") in (1, 2):
+        return dpi_of(info)
+    return dpi_of({"dpi": metadata.resolution(exif)})
+
+
+def orientation_of(image: Image.Image, exif: bytes | None, xmp: bytes | None) -> int:
+    """Return how an image lies, 1 to 8. AVIF says it in a field of its own, which Pillow hands over as EXIF's."""
+    return metadata.orientation(exif, None if image.format == "AVIF" else xmp)
+
+
 def from_pil(image: Image.Image) -> Picture:
     """Return a picture of a Pillow image: turned upright, profile and metadata carried.
 
@@ -169,14 +181,14 @@ def picture_of(image: Image.Image, name: str, file_format: str, orientation: int
     exif, xmp = raw_exif(image), raw_xmp(info)
     if file_format == "MPO":  # telephones put a second picture behind the first; the first is plain JPEG
         file_format = "JPEG"
-    upright = turned(pixels, orientation or metadata.orientation(exif, xmp))
+    upright = turned(pixels, orientation or orientation_of(image, exif, xmp))
     return Picture(
         pixels=upright,
         icc=_srgb_profile() if image.mode in ("CMYK", "LAB") else matching_profile(info.get("icc_profile"), pixels),
         exif=metadata.upright_exif(exif),
         xmp=metadata.upright_xmp(xmp),
         format=file_format,
-        dpi=dpi_of(info),
+        dpi=_dpi_of_jpeg(info, exif) if file_format == "JPEG" else dpi_of(info),
         lossless=file_format not in ("JPEG", "WEBP", "AVIF", "HEIF") and not _is_jpeg_in_tiff(image),
         iptc=metadata.iptc_in(info),
         texts=metadata.texts_in(info) if image.format == "PNG" else (),

@@ -435,24 +435,18 @@ class _Painting:
                     budget_bytes=self.writer_bytes,
                     overwrite=overwrite,
                 )
-                needed = writer_bytes(known, task.size, task.picture, self.writer_bytes)
-                if needed > host_bytes:
-                    raise MemoryBudgetError(
-                        f"{path}: writing it as {known.name} takes about {-(-needed // MIB)} MiB, and there are"
-                        f" {host_bytes // MIB} MiB; raise --memory, or choose another format or a smaller output"
-                    )
-                if known.streams:  # else it is encoded when all is painted, in what the engine has left
+                needed = writer_bytes(known, task.size, task.picture, self.writer_bytes, options.quality)
+                if known.streams and needed <= host_bytes:  # else it is encoded when all is painted, in what is left
                     self.writer_bytes = max(self.writer_bytes, needed)
             else:
-                known = check_animation(
-                    path,
-                    task.size,
-                    self.frames[0],
-                    frames=len(self.frames),
-                    format=options.format,
-                    overwrite=overwrite,
+                known = check_animation(path, task.size, self.frames[0], format=options.format, overwrite=overwrite)
+                encoder = encoder_px(known, self.frames[0], options.quality, moving=True)
+                needed = self.held_bytes + task.size[0] * task.size[1] * encoder
+            if needed > host_bytes:
+                raise MemoryBudgetError(
+                    f"{path}: writing it as {known.name} takes about {-(-needed // MIB)} MiB, and there are"
+                    f" {host_bytes // MIB} MiB; raise --memory, or choose another format or a smaller output"
                 )
-                self.held_bytes += task.size[0] * task.size[1] * encoder_px(known, self.frames[0])
             if task.output == STANDARD:  # for the others it was known before
                 refuse_idle_quality(options, [known])
             if isinstance(task.picture, Animation) and self.held_bytes > self.writer_bytes:

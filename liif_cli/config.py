@@ -184,10 +184,6 @@ def check(config: TrainConfig) -> TrainConfig:
         raise UsageError("validation.scales = []: name at least one; without --val nothing is scored")
     for scale in validation.scales:
         _at_least("validation.scales", scale, 1)
-    if schedule.name != "trapezoid" and schedule.fall != Schedule.fall:
-        raise UsageError(f"schedule.fall: only schedule.name=trapezoid has it, and this is a {schedule.name}")
-    if sample.jpeg_share and sample.kind == "picture":
-        raise UsageError("sample.jpeg_share: a picture that is fitted is not compressed; leave it out")
     if schedule.fall > 1:
         raise UsageError(f"schedule.fall = {schedule.fall!r}: it is a share of the run, 1 at most")
     if sample.chosen > 1:

@@ -50,6 +50,7 @@ SUFFIXES = EXTENSIONS - {".gif", ".apng"}  # which move, or have few colours
 # LRbicx2) and what is held out (DIV2K_valid_HR).
 _REDUCED = re.compile(r"(.*_)?LR((bic|BI|BD|DN|_|x).*)?")
 _SET_APART = re.compile(rf"{_REDUCED.pattern}|(?i:(.*_)?(val|valid|validation|test)(_.*)?)")
+_SYSTEMS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN"})  # closed, at the top of disks
 RUN_STATE = "state.pth"  # what tells the folder of a training run
 # Of stores: to be counted up when what is made of a file changes.
 STORE_VERSION = 1
@@ -77,7 +78,7 @@ def _is_called(path: Path, pattern: re.Pattern[str]) -> bool:
 def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
     """All pictures below a folder, by their file names' endings, in a fixed order; of a file, the file.
 
-    Left out are those that are, or lie below, one of ``without``, reduced copies beside their originals
+    Left out are those below the folders ``without``, reduced copies beside their originals
     (img_001_SRF_2_LR.png and ..._HR.png), and what is hidden. Raises InputError where there are none, or a folder
     cannot be looked into.
     """
@@ -93,7 +94,9 @@ def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
     apart = set(without)
     files = []
     for here, folders, names in walk(folder, refuse):
-        folders[:] = (name for name in folders if not name.startswith(".") and here / name not in apart)
+        folders[:] = (
+            name for name in folders if not name.startswith(".") and name not in _SYSTEMS and here / name not in apart
+        )
         there = {Path(name).stem for name in names}
         found = (
             here / name
@@ -101,7 +104,7 @@ def image_files(folder: Path, *, without: Sequence[Path] = ()) -> list[Path]:
             if not name.startswith(".")
             and not (name.rpartition(".")[0].endswith("_LR") and f"{Path(name).stem.removesuffix('LR')}HR" in there)
         )
-        files += [path for path in found if path.suffix.lower() in SUFFIXES and path not in apart and is_file(path)]
+        files += [path for path in found if path.suffix.lower() in SUFFIXES and is_file(path)]
     files.sort()
     if not files:
         aside = f" outside of {apart.pop().name}, which is passed over unless it is named itself" if apart else ""
@@ -160,10 +163,12 @@ def open_store(
     """
     folder = Path(folder)
     apart = set_apart(folder) if is_folder(folder) else []
-    held_out = None if validation is None else _inside(folder, validation)
-    if held_out is not None:
-        apart = [*(path for path in apart if path != held_out), held_out]
     files = image_files(folder, without=apart)
+    scored = set() if validation is None else _held_out(folder, validation)
+    held_out = [path for path in files if path.resolve() in scored]
+    files = [path for path in files if path not in set(held_out)]
+    if not files:
+        raise InputError(f"{folder}: all its pictures are scored (--val); name others to train on")
     root = folder if is_folder(folder) else folder.parent
     stamp = [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     source = [str(folder.resolve()), square]
@@ -183,10 +188,12 @@ def open_store(
             problem = error if isinstance(error, OutputError) else cannot_write(store, error)
             raise OutputError(f"{problem}; decoded pictures go to LIIF_CACHE, where that is set") from error
         content = json.loads(index.read_text())
-    why = "held-out or reduced pictures of a benchmark, or a training run; name it itself to use it"
     skipped = [
-        f"{path.relative_to(root)}: {'what is scored is not trained on' if path == held_out else why}" for path in apart
+        f"{path.relative_to(root)}: held-out or reduced pictures of a benchmark, or a training run; name it itself to"
+        " use it"
+        for path in apart
     ]
+    skipped += [f"{path.relative_to(root)}: what is scored is not trained on" for path in held_out]
     skipped += [why for _, why in content["skipped"]]
     offsets, sizes, start = [], [], 0
     for name, height, width, was in content["pictures"]:
@@ -205,11 +212,12 @@ def open_store(
     return PictureStore(np.asarray(np.memmap(store, np.uint8, mode="r")), offsets, sizes, skipped)
 
 
-def _inside(folder: Path, other: Path) -> Path | None:
-    """Another path as one below a folder; None where it is not. The folder itself is not: whoever scores what is
-    trained on says so."""
-    real, whole = other.resolve(), folder.resolve()
-    return folder / real.relative_to(whole) if real != whole and real.is_relative_to(whole) else None
+def _held_out(folder: Path, validation: Path) -> set[Path]:
+    """The files of a validation, wherever links lead; none where it is all of the folder, or more: whoever scores what
+    is trained on says so."""
+    if folder.resolve().is_relative_to(validation.resolve()):
+        return set()
+    return {path.resolve() for path in image_files(validation)}
 
 
 def _index(index: Path, store: Path) -> dict[str, list[Any]] | None:

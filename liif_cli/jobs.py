@@ -501,9 +501,7 @@ def _check_preview(source: Path | io.BytesIO, output: Path, size: Size, header: 
         if output == STANDARD:
             refuse_idle_quality(options, [known])
         if header.frames > 1:
-            check_animation(
-                asked, size, fitted(like, known), frames=header.frames, format=wanted, overwrite=options.overwrite
-            )
+            check_animation(asked, size, fitted(like, known), format=wanted, overwrite=options.overwrite)
             return
         colour = options.background is not None and len(set(options.background)) > 1
         if (header.channels == 2 and colour) or (like.has_alpha and (not known.alpha or known.name == "GIF")):

@@ -164,15 +164,20 @@ def test_squares_are_pils_of_the_middle(folder, tmp_path):
     assert np.array_equal(store[0], np.array(expected))
 
 
-@pytest.mark.parametrize("name", ["below", "grey.png"])
-def test_what_is_scored_is_not_trained_on(folder, tmp_path, name):
-    every = image_files(folder)
-    store = open_store(folder, tmp_path / "cache", validation=(folder / "below" / ".." / name))
-    assert f"{name}: what is scored is not trained on" in store.skipped
-    assert len(store) == 3
-    assert image_files(folder) == every
-    assert len(open_store(folder, tmp_path / "cache", validation=folder)) == 4  # who names all of it means it
-    assert len(open_store(folder, tmp_path / "cache", validation=tmp_path)) == 4
+@pytest.mark.parametrize(("name", "file"), [("below", "below/b.webp"), ("grey.png", "grey.png")])
+def test_what_is_scored_is_not_trained_on(folder, tmp_path, name, file):
+    (tmp_path / "linked").symlink_to(folder / name)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "link.png").symlink_to(folder / file)
+    for validation in (folder / "below" / ".." / name, tmp_path / "linked", tmp_path / "other"):
+        store = open_store(folder, tmp_path / "cache", validation=validation)
+        assert f"{file}: what is scored is not trained on" in store.skipped
+        assert len(store) == 3
+    for everything in (folder, tmp_path):  # who names all of it means it
+        assert len(open_store(folder, tmp_path / "cache", validation=everything)) == 4
+    (tmp_path / "other" / "more.webp").symlink_to(folder / "below" / "b.webp")
+    with pytest.raises(InputError, match="all its pictures are scored"):
+        open_store(folder / "below", tmp_path / "cache", validation=tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", ["val", "Validation", "my_test", "valid_HR", "Test"])
@@ -193,9 +198,10 @@ def test_a_folder_that_cannot_be_looked_into_is_an_error(folder, monkeypatch):
     """Its pictures would be missing from a score or a model without a word. Simulated: root may look everywhere."""
     closed, before = folder / "closed", os.scandir
     closed.mkdir()
+    (folder / "lost+found").mkdir()  # which file systems make
 
     def scandir(path):
-        if Path(path) == closed:
+        if Path(path) in (closed, folder / "lost+found"):
             raise PermissionError(13, "Permission denied", str(path))
         return before(path)
 

@@ -887,6 +887,8 @@ def test_the_fused_kernel_compiles_for_a_gpu_that_is_not_here(hidden, count, tmp
     (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
     dump = [str(tool), "--dump-resource-usage", str(tmp_path / "kernel.cubin")]
     used = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    if not triton.__version__.startswith("3.9."):
+        pytest.skip("how registers are shared out is looked at with Triton 3.9 only")
     assert " STACK:0 " in used, used
     assert " LOCAL:0 " in used, used
 

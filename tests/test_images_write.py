@@ -21,12 +21,12 @@ import pytest
 import pyvips
 import tifffile
 from PIL import Image, ImageCms
+from PIL import __version__ as PILLOW
 
 from liif_cli.errors import OutputError, UsageError
 from liif_cli.images import (
     Animation,
     Picture,
-    check_animation,
     check_output,
     format_of,
     metadata,
@@ -625,12 +625,21 @@ def test_animations_go_in_and_out(tmp_path: Path, extension: str, alpha: bool) -
         (".gif", (33, 33, 34, 100), (30, 40, 30, 100)),  # hundredths of a second, and the whole takes as long
         (".gif", (16, 17, 16, 100), (20, 20, 20, 100)),  # browsers make ten times as long of the next shorter
         (".png", (0, 10, 20, 100), (100, 100, 20, 100)),  # as browsers show them
-        (".png", (70_001, 20, 700_000, 10**8), (70_000, 20, 700_000, 65_535_000)),  # quotients of 16 bits
     ],
 )
 def test_short_frames_stay_short(tmp_path: Path, extension: str, durations: tuple, again: tuple) -> None:
     write_animation(tmp_path / f"a{extension}", replace(moving(alpha=False), durations_ms=durations))
     assert read_animation(tmp_path / f"a{extension}").durations_ms == again
+
+
+@pytest.mark.skipif(tuple(map(int, PILLOW.split(".")[:2])) < (12, 1), reason="Pillow before 12.1 cannot")
+def test_long_frames_of_a_moving_png_are_as_long_as_it_can_say(tmp_path: Path) -> None:
+    """As a quotient of two numbers of 16 bits."""
+    source = replace(moving(alpha=False), durations_ms=(70_001, 20, 700_000, 10**8))
+    write_animation(tmp_path / "a.png", source)
+    again = read_animation(tmp_path / "a.png")
+    assert again is not None
+    assert again.durations_ms == (70_000, 20, 700_000, 65_535_000)
 
 
 def test_black_next_to_holes_stays_in_an_animated_gif(tmp_path: Path) -> None:
@@ -786,29 +795,28 @@ def test_no_space_is_found_out_before_work(tmp_path: Path, monkeypatch: pytest.M
     for solid in (picture(4), picture(3, np.uint16)):  # whose tiles are PNG files
         with pytest.raises(OutputError, match="free some space"):
             check_output(tmp_path / "a.dzi", (1000, 1000), solid)
-    check_animation(tmp_path / "a.gif", (1000, 1000), picture(3), frames=3)
-    with pytest.raises(OutputError, match="free some space"):
-        check_animation(tmp_path / "a.gif", (1000, 1000), picture(3), frames=4)
 
 
 @pytest.mark.parametrize(
-    ("name", "lossless"), [("a.gif", False), ("a.webp", False), ("a.webp", True), ("a.avif", False), ("a.bmp", False)]
+    ("name", "lossless"), [("a.gif", False), ("a.webp", False), ("a.webp", True), ("a.bmp", False)]
 )
 def test_what_encoding_from_memory_takes_is_no_more_than_planned(tmp_path: Path, name: str, lossless: bool) -> None:
     """The peak of a process of its own, which encodes noise: what is the hardest."""
+    if sys.platform != "linux":
+        pytest.skip("the peak is read as Linux tells it")
     code = f"""
-import resource, sys
+import re
 from pathlib import Path
 import numpy as np
 from liif_cli.images import Picture, write, writer_bytes, format_of
 pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 like = Picture(pixels, format="WEBP", lossless={lossless})
 write(Path({str(tmp_path / name)!r}), pixels, like, overwrite=True)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 print(peak, writer_bytes(format_of(Path({name!r})), (SIDE, SIDE), like, 1 << 40))
 """
     (small, _), (large, planned) = (
         map(int, subprocess.check_output([sys.executable, "-c", code.replace("SIDE", str(side))]).split())
         for side in (16, 900)
     )
-    assert large - small <= 1.1 * planned + 2**23
+    assert large - small <= planned + 900 * 900 * 3 + 2**22  # the source's own pixels, too

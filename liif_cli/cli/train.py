@@ -157,7 +157,7 @@ def train(
         raise UsageError("name the pictures to train on: --data DIR")
     if val is not None and config.sample.kind == "picture":
         raise UsageError("a recipe that fits one picture has nothing to score on: leave --val out")
-    run = output if output is not None else _usual_run(Path(preset))
+    run = output if output is not None else _usual_run(Path(preset), resume)
     going_on, begun_with = _check_run(run, config, resume=resume, overwrite=overwrite)
     if begun_with and preset in presets():
         # What may change has changed only where somebody says so; a file of one's own does.
@@ -177,9 +177,9 @@ def train(
         return _train(config, data, val, run, chosen, processes, say, going_on=going_on, begun=bool(begun_with))
 
 
-def _usual_run(recipe: Path) -> Path:
-    """Where a recipe's run goes: that of a run's own settings is the run itself."""
-    own = recipe.name == "config.json" and (recipe.parent / "state.pth").is_file()
+def _usual_run(recipe: Path, resume: bool) -> Path:
+    """Where a recipe's run is; what goes on by a run's own settings is that run."""
+    own = resume and recipe.name == "config.json" and (recipe.parent / "state.pth").is_file()
     return recipe.parent if own else Path("runs") / recipe.stem
 
 

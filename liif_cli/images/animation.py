@@ -1,6 +1,7 @@
 """Moving pictures: GIF, WebP, APNG and AVIF files to whole frames and back."""
 
 import io
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from struct import error as StructError
@@ -12,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from liif_cli.errors import InputError, OutputError
 from liif_cli.files import atomic_path, cannot_write
 from liif_cli.images.fit import eight_bits
-from liif_cli.images.formats import Format, check_output, format_of
+from liif_cli.images.formats import Format, check_output, format_of, is_kept_lossless
 from liif_cli.images.gif import Part, parts, save_gif
 from liif_cli.images.header import ANIMATED
 from liif_cli.images.picture import Array, Picture, full_scale
@@ -76,7 +77,7 @@ def read_animation(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXEL
             durations: list[Any] = []
             canvas = np.zeros((image.size[1], image.size[0], 4), np.uint8)
             if image.format == "GIF":
-                for part in parts(file.head(-1)):
+                for part in itertools.islice(parts(file.head(-1)), count):  # no more than were checked
                     durations.append(part.duration_ms)
                     frames.append(_drawn(canvas, _alone(part, file.name, max_pixels), _how(part)))
             for index in range(first, 0 if frames else count):
@@ -123,8 +124,9 @@ def _alone(part: Part, name: str, max_pixels: int | None) -> Picture:
 
 
 def _how(part: Part) -> _Drawing:
-    disposal = {2: PngImagePlugin.Disposal.OP_BACKGROUND, 3: PngImagePlugin.Disposal.OP_PREVIOUS}
-    return _Drawing(part.place, True, disposal.get(part.disposal, PngImagePlugin.Disposal.OP_NONE))
+    methods = PngImagePlugin.Disposal
+    disposal = {2: methods.OP_BACKGROUND, 3: methods.OP_PREVIOUS, 4: methods.OP_PREVIOUS}
+    return _Drawing(part.place, True, disposal.get(part.disposal, methods.OP_NONE))
 
 
 def _cut(frame: Picture, how: _Drawing) -> Picture:
@@ -141,7 +143,8 @@ def _drawn(canvas: Array, part: Picture, how: _Drawing) -> Picture:
     place[:] = whole.pixels[: place.shape[0], : place.shape[1]]
     if how.over and place.size:
         place[:] = Image.alpha_composite(Image.fromarray(before), Image.fromarray(place.copy()))
-    shown = replace(whole, pixels=canvas.copy())
+    opaque = bool((canvas[..., 3] == 255).all())
+    shown = replace(whole, pixels=canvas[..., : 3 if opaque else 4].copy())
     if how.disposal == PngImagePlugin.Disposal.OP_BACKGROUND:
         place[:] = 0
     elif how.disposal == PngImagePlugin.Disposal.OP_PREVIOUS:
@@ -162,7 +165,7 @@ def _durations_ms(stated: list[Any]) -> tuple[int, ...]:
     """In whole milliseconds that add up to what is stated: a rounding of each frame's own would change the speed."""
     told = [each if isinstance(each, int | float) and round(each) > _TOO_SHORT_MS else _DEFAULT_MS for each in stated]
     ends = np.rint(np.cumsum(told)).astype(int)
-    return tuple(map(int, np.diff(ends, prepend=0)))
+    return tuple(max(_TOO_SHORT_MS + 1, int(step)) for step in np.diff(ends, prepend=0))
 
 
 def _alike(frames: list[Picture]) -> tuple[Picture, ...]:
@@ -194,11 +197,10 @@ def check_animation(
     size: tuple[int, int],
     like: Picture,
     *,
-    frames: int = 1,
     format: str | None = None,
     overwrite: bool = False,
 ) -> Format:
-    """Ask, before any work, whether `path` can become an animation of `size` whose frames, so many, are like `like`.
+    """Ask, before any work, whether `path` can become an animation of `size` whose frames are like `like`.
 
     Returns the format; raises what `write_animation` would.
     """
@@ -209,7 +211,7 @@ def check_animation(
         raise OutputError(f"{path}: animations hold 8 bits per channel only; convert the frames first")
     # GIF rounds partial transparency here: a moving picture of that kind is nearly always one already.
     asked = replace(like, pixels=like.colour) if known.name == "GIF" else like
-    return check_output(path, size, asked, frames=frames, format=format, overwrite=overwrite)
+    return check_output(path, size, asked, format=format, overwrite=overwrite)
 
 
 def write_animation(
@@ -230,7 +232,7 @@ def write_animation(
     like = animation.frames[0]
     if any(frame.pixels.dtype != like.pixels.dtype for frame in animation.frames):
         raise OutputError(f"{path}: the frames differ in depth; convert them first")
-    known = check_animation(path, like.size, like, frames=len(animation.frames), format=format, overwrite=overwrite)
+    known = check_animation(path, like.size, like, format=format, overwrite=overwrite)
     with atomic_path(path, overwrite=overwrite) as temporary:
         try:
             with quiet(), temporary.open("w+b") as file:
@@ -264,7 +266,7 @@ def _options(name: str, animation: Animation, quality: int | None, strip: bool) 
         # Disposal 0 and blend 0: each frame is the whole canvas and replaces the one before.
         options["duration"] = [_of_16_bits(each) for each in animation.durations_ms]
         return options | {"format": "PNG", "compress_level": PNG_LEVEL, "disposal": 0, "blend": 0}
-    lossless = quality is None and like.lossless
+    lossless = is_kept_lossless(like, quality, moving=True)
     return options | {"format": "WEBP", "lossless": lossless, "quality": quality or WEBP_QUALITY}
 
 

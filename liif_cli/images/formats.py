@@ -21,7 +21,8 @@ class Format:
     `longest_px` is a side's limit, `largest_px` that of all pixels. `streams`: written band by band, in
     constant memory. `lossy`: a quality may be chosen. `share`: what is left of the uncompressed bytes at least, by
     experience, for the estimate of space. `segment_bytes`: the most that one piece of metadata may have. `rows`: of
-    the output that a stream holds, about, measured. `encoder_px`: bytes a pixel that encoding from memory takes.
+    the output that a stream holds, about, measured. `encoder_px`: bytes a pixel that encoding from memory takes,
+    measured of noise, which is the hardest, and for AVIF of photographs.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Format:
 
 _NO_LIMIT = (1 << 31) - 1
 STREAM_BYTES = 30 << 20  # libvips's own buffers
-LOSSLESS_WEBP_PX = 60  # bytes a pixel that encoding takes, measured: 41 to 59
+LOSSLESS_WEBP_PX = 60  # as `encoder_px`
 
 FORMATS = (
     Format("PNG", (".png", ".apng"), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.25, rows=800),
@@ -58,7 +59,7 @@ FORMATS = (
         segment_bytes=65_533,
         rows=800,
     ),
-    Format("WebP", (".webp",), 16_383, alpha=True, deep=False, streams=False, share=0.02, lossy=True, encoder_px=16),
+    Format("WebP", (".webp",), 16_383, alpha=True, deep=False, streams=False, share=0.02, lossy=True, encoder_px=30),
     Format("TIFF", (".tif", ".tiff"), _NO_LIMIT, alpha=True, deep=True, streams=True, share=0.25, rows=1300),
     # The format holds 65,535 a side, but readers stop at these limits of libavif.
     Format(
@@ -73,7 +74,7 @@ FORMATS = (
         largest_px=1 << 28,
         encoder_px=40,
     ),
-    Format("GIF", (".gif",), 65_535, alpha=True, deep=False, streams=False, share=0.05, encoder_px=52),
+    Format("GIF", (".gif",), 65_535, alpha=True, deep=False, streams=False, share=0.05, encoder_px=56),
     # Its lengths are 32-bit: 4 GB at three bytes a pixel.
     Format(
         "BMP", (".bmp", ".dib"), _NO_LIMIT, alpha=False, deep=False, streams=False, share=1.0, largest_px=1_431_000_000
@@ -105,14 +106,12 @@ def check_output(
     size: tuple[int, int],
     like: Picture,
     *,
-    frames: int = 1,
     format: str | None = None,
     strip: bool = False,
     budget_bytes: int | None = None,
     overwrite: bool = False,
 ) -> Format:
-    """Ask, before any work, whether `path` can become a picture of `size`, or so many `frames`, with the channels and
-    the depth of `like`.
+    """Ask, before any work, whether `path` can become a picture of `size` with the channels and the depth of `like`.
 
     Returns the format. Raises UsageError for an unknown one, OutputError for whatever would fail later: too long a
     side, alpha or 16 bits that the format cannot hold, too large for memory (`budget_bytes`) in a format that does
@@ -131,7 +130,7 @@ def check_output(
         check_tiles_folder(path, target, overwrite=overwrite)
     # A pyramid's tiles are PNG files where JPEG does not hold them, and a third more than the picture.
     share = 0.33 if known.name == "DeepZoom" and (like.has_alpha or like.depth > 8) else known.share
-    needed_bytes = frames * size[0] * size[1] * like.channels * like.pixels.itemsize * share
+    needed_bytes = size[0] * size[1] * like.channels * like.pixels.itemsize * share
     free = shutil.disk_usage(target.parent).free
     if free < needed_bytes:
         raise OutputError(
@@ -163,18 +162,26 @@ def held_bytes(size: tuple[int, int], like: Picture) -> int:
     return size[0] * size[1] * (like.channels * like.pixels.itemsize + 4)
 
 
-def writing_bytes(known: Format, size: tuple[int, int], like: Picture, *, streamed: bool) -> int:
+def writing_bytes(
+    known: Format, size: tuple[int, int], like: Picture, quality: int | None = None, *, streamed: bool
+) -> int:
     """Return about what writing takes: as a stream, its buffers; from memory, the picture and what encodes it."""
     sample = like.channels * like.pixels.itemsize
     if streamed:
         return STREAM_BYTES + min(known.rows, size[0]) * size[1] * sample
-    return size[0] * size[1] * (sample + encoder_px(known, like))
+    return size[0] * size[1] * (sample + encoder_px(known, like, quality))
 
 
-def encoder_px(known: Format, like: Picture) -> int:
+def encoder_px(known: Format, like: Picture, quality: int | None, *, moving: bool = False) -> int:
     """Return about how many bytes a pixel encoding from memory takes beside the picture."""
-    lossless = known.name == "WebP" and like.format == "WEBP" and like.lossless
+    lossless = known.name == "WebP" and is_kept_lossless(like, quality, moving=moving)
     return LOSSLESS_WEBP_PX if lossless else known.encoder_px
+
+
+def is_kept_lossless(like: Picture, quality: int | None, *, moving: bool) -> bool:
+    """Whether a picture is written as WebP without loss: no quality is asked for, and it had no loss before, as a WebP
+    file or, where it moves, in any."""
+    return quality is None and like.lossless and (moving or like.format == "WEBP")
 
 
 def _check_capacity(path: Path, known: Format, size: tuple[int, int], like: Picture) -> None:

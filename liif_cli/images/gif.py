@@ -23,7 +23,7 @@ class Part(NamedTuple):
     alone: bytes
     place: tuple[int, int, int, int]  # left, top, right, bottom; perhaps beyond the screen
     duration_ms: int
-    disposal: int  # 2: what it drew is cleared, 3: what was there comes back
+    disposal: int  # 2: what it drew is cleared; 3, and as browsers have it 4: what was there comes back
 
 
 def parts(content: bytes) -> Iterator[Part]:
@@ -45,9 +45,9 @@ def parts(content: bytes) -> Iterator[Part]:
             screen = content[:6] + struct.pack("<HH", width, height) + content[10:head]
             drawn = b"," + bytes(4) + content[at + 5 : end]
             how, delay = struct.unpack_from("<BH", control, 3) if control else (0, 0)
-            yield Part(
-                screen + control + drawn + b";", (left, top, left + width, top + height), 10 * delay, how >> 2 & 7
-            )
+            # Ended properly, where the file is cut short: whether anything is missing, the decoder knows.
+            alone = screen + control + drawn + b"\0;"
+            yield Part(alone, (left, top, left + width, top + height), 10 * delay, how >> 2 & 7)
             control = b""
         else:
             end = at + 1  # what some programs leave between blocks
@@ -62,7 +62,7 @@ def _palette_bytes(flags: int) -> int:
 
 
 def _behind_blocks(content: bytes, at: int) -> int:
-    while content[at]:
+    while at < len(content) and content[at]:
         at += 1 + content[at]
     return at + 1
 

@@ -301,7 +301,7 @@ _LUMINANCE_AND_COLOUR = (6, 8)
 _ZSTD_AND_LZMA = (50000, 34925)  # which libvips's wheel cannot unpack
 _OLD_JPEG = 6
 _WITH_LOSS = (_OLD_JPEG, JPEG)
-OF_NO_DEVICE = frozenset({"lab", "labs", "labq", "xyz"})  # what libvips calls colours that become 16-bit sRGB
+OF_NO_DEVICE = frozenset({"lab", "labs", "labq"})  # what libvips calls colours that become 16-bit sRGB
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2  # kinds of extra samples
 
 

@@ -13,7 +13,7 @@ from liif_cli.errors import UsageError
 from liif_cli.files import atomic_path, cannot_write
 from liif_cli.images import metadata
 from liif_cli.images.bands import Bands
-from liif_cli.images.formats import Format, check_output, held_bytes, writing_bytes
+from liif_cli.images.formats import Format, check_output, held_bytes, is_kept_lossless, writing_bytes
 from liif_cli.images.gif import save_gif
 from liif_cli.images.picture import Array, Picture
 from liif_cli.images.pillow import as_channels, in_srgb
@@ -119,9 +119,11 @@ def carried(like: Picture, size: tuple[int, int], *, strip: bool) -> Picture:
     )
 
 
-def writer_bytes(known: Format, size: tuple[int, int], like: Picture, budget_bytes: int) -> int:
+def writer_bytes(
+    known: Format, size: tuple[int, int], like: Picture, budget_bytes: int, quality: int | None = None
+) -> int:
     """Return about what `open_writer` will take with such a budget."""
-    return writing_bytes(known, size, like, streamed=_streamed(known, size, like, budget_bytes))
+    return writing_bytes(known, size, like, quality, streamed=_streamed(known, size, like, budget_bytes))
 
 
 def _streamed(known: Format, size: tuple[int, int], like: Picture, budget_bytes: int) -> bool:
@@ -172,7 +174,7 @@ def _save(pixels: Array, file: BinaryIO, known: Format, like: Picture, quality: 
     elif known.name == "JPEG":
         image.save(file, "JPEG", quality=quality or JPEG_QUALITY, subsampling=0, **options)
     elif known.name == "WebP":
-        lossless = quality is None and like.format == "WEBP" and like.lossless
+        lossless = is_kept_lossless(like, quality, moving=False)
         # Exact: colour under transparent pixels is ours to keep only where nothing is lost anyway.
         image.save(file, "WEBP", lossless=lossless, exact=lossless, quality=quality or WEBP_QUALITY, **options)
     elif known.name == "AVIF":

@@ -2,9 +2,9 @@
 
 import io
 import itertools
+import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
-from struct import error as StructError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -247,8 +247,8 @@ def write_animation(
                     options = _options(known.name, animation, quality, strip)
                     images = [_image(frame.pixels) for frame in animation.frames]
                     images[0].save(file, save_all=True, append_images=images[1:], **options)
-        # RuntimeError is libavif's; StructError that of Pillow's before 12.1, of frames shown for more than a minute.
-        except (OSError, ValueError, MemoryError, RuntimeError, StructError) as error:
+        # RuntimeError is libavif's; struct.error that of Pillow's before 12.1, of frames shown for more than a minute.
+        except (OSError, ValueError, MemoryError, RuntimeError, struct.error) as error:
             raise cannot_write(path, error) from error
 
 

@@ -4,7 +4,6 @@ files, each as a file of its own."""
 import itertools
 import struct
 from collections.abc import Iterator, Sequence
-from struct import error as StructError
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -88,7 +87,7 @@ def save_gif(file: BinaryIO, frames: Sequence[Array], durations_ms: Sequence[int
             options["loop"] = max(0, min(plays - 1, _MOST_REPEATS))
     try:
         images[0].save(file, "GIF", save_all=len(images) > 1, optimize=False, **options)
-    except (OverflowError, StructError) as error:  # Pillow shows frames that are alike as one
+    except (OverflowError, struct.error) as error:  # Pillow shows frames that are alike as one
         raise ValueError(f"{_LONGEST // 100} seconds are the most that GIF shows a frame; use .webp or .png") from error
 
 

@@ -164,9 +164,9 @@ def open_store(
     folder = Path(folder)
     apart = set_apart(folder) if is_folder(folder) else []
     files = image_files(folder, without=apart)
-    scored = set() if validation is None else _held_out(folder, validation)
-    held_out = [path for path in files if path.resolve() in scored]
-    files = [path for path in files if path not in set(held_out)]
+    held_out = [] if validation is None else _held_out(folder, files, validation)
+    aside = set(held_out)
+    files = [path for path in files if path not in aside]
     if not files:
         raise InputError(f"{folder}: all its pictures are scored (--val); name others to train on")
     root = folder if is_folder(folder) else folder.parent
@@ -212,12 +212,13 @@ def open_store(
     return PictureStore(np.asarray(np.memmap(store, np.uint8, mode="r")), offsets, sizes, skipped)
 
 
-def _held_out(folder: Path, validation: Path) -> set[Path]:
-    """The files of a validation, wherever links lead; none where it is all of the folder, or more: whoever scores what
-    is trained on says so."""
+def _held_out(folder: Path, files: Sequence[Path], validation: Path) -> list[Path]:
+    """Those of a folder's files that a validation has, wherever links lead; none where it is all of the folder, or
+    more: whoever scores what is trained on says so."""
     if folder.resolve().is_relative_to(validation.resolve()):
-        return set()
-    return {path.resolve() for path in image_files(validation)}
+        return []
+    scored = {path.resolve() for path in image_files(validation)}
+    return [path for path in files if path.resolve() in scored]
 
 
 def _index(index: Path, store: Path) -> dict[str, list[Any]] | None:

@@ -7,6 +7,8 @@ import json
 import pickle
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -304,6 +306,65 @@ def test_pieces_that_do_not_fit_are_dropped_and_the_whole_is_fetched(server: Ser
     download.download(wanted(url), partial, told)
     assert partial.read_bytes() == CONTENT
     assert server.ranges() == [None, "bytes=196608-", None]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_pieces_of_two_versions_do_not_meet_where_if_range_is_not_known(
+    server: Server, partial: Path, told: Told, known: bool
+) -> None:
+    def rest_of_another(to: Handler) -> None:
+        start = int(str(to.headers["Range"]).removeprefix("bytes=").removesuffix("-"))
+        to.head(
+            206, len(CONTENT) - start, ETag='"two"', Content_Range=f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
+        )
+        to.wfile.write(CONTENT[start:])
+
+    url = server.url("/a", broken_off(b"\1" * len(CONTENT), 200_000), rest_of_another, whole(CONTENT, etag='"two"'))
+    download.download(wanted(url) if known else Wanted((url,)), partial, told)
+    assert partial.read_bytes() == CONTENT
+
+
+def test_a_file_that_begins_with_a_space_and_a_bracket_is_no_web_page(
+    server: Server, partial: Path, told: Told
+) -> None:
+    """As safetensors do with a header of 15,392 bytes."""
+    content = struct.pack("<Q", 0x3C20) + b"{}" + bytes(100)
+    download.download(Wanted((server.url("/a", whole(content)),)), partial, told)
+    assert partial.read_bytes() == content
+
+
+@pytest.mark.parametrize("url", ["https://a..b/x.pth", f"https://{'a' * 64}.org/x.pth"])
+def test_names_that_no_machine_has_are_an_error_in_a_line(partial: Path, told: Told, url: str) -> None:
+    with pytest.raises(ModelError, match="label"):
+        download.download(Wanted((url,)), partial, told)
+
+
+def test_a_secure_connection_that_breaks_is_tried_again_and_no_matter_of_trust(partial: Path, told: Told) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def hang_up() -> None:
+            for _ in range(2):
+                listening.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        url, patience = f"https://127.0.0.1:{listening.getsockname()[1]}/a", Patience(attempts=2, backoff_s=0)
+        with pytest.raises(ModelError) as error:
+            download.download(Wanted((url,)), partial, told, patience)
+        thread.join()
+    assert "certificate" not in str(error.value)
+    assert "trying again" in told.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "temporary"),
+    [(407, "wants a name and a password", False), (503, "answers 503", True), (403, "answers 403", False)],
+)
+def test_what_a_proxy_answers_is_said(status: int, words: str, temporary: bool) -> None:
+    cause = OSError(f"Tunnel connection failed: {status} Whatever")
+    said = download._explained(requests.exceptions.ProxyError(cause))
+    assert words in str(said)
+    assert isinstance(said, download._TemporaryError) == temporary
 
 
 @pytest.mark.parametrize("stated", ["bytes 7-9/10", "nonsense", f"bytes 0-1/{len(CONTENT)}"])

@@ -33,6 +33,7 @@ from liif_cli.images import (
     open_writer,
     read,
     read_animation,
+    stream,
     write,
     write_animation,
 )
@@ -313,6 +314,32 @@ def test_a_deep_zoom_picture_replaces_an_older_one_only_when_told(tmp_path: Path
     with pytest.raises(OutputError, match=r"a_files.*--overwrite"):
         write_in_bands(tmp_path / "a.dzi", source, budget_bytes=HUGE)
     assert names(tmp_path) == ["a_files"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interruption_leaves_a_deep_zoom_picture_as_it_was_or_will_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    old, new = picture(3, size=(300, 520)), picture(3, size=(20, 30))
+    write_in_bands(tmp_path / "a.dzi", old, budget_bytes=HUGE)
+
+    def content() -> dict[str, bytes]:
+        files = (path for path in tmp_path.rglob("*") if path.is_file())
+        return {str(path.relative_to(tmp_path)): path.read_bytes() for path in files}
+
+    before, move = content(), stream.move_into_place
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        if when == "after":
+            move(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stream, "move_into_place", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_in_bands(tmp_path / "a.dzi", new, budget_bytes=HUGE, overwrite=True)
+    assert (content() == before) == (when == "before")
+    assert names(tmp_path) == ["a.dzi", "a_files"]
+    assert (tmp_path / "a_files" / "10").exists() == (when == "before")
 
 
 def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:

@@ -369,9 +369,13 @@ def atomic_deepzoom(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 tiles.rename(old_tiles)
             new_tiles.rename(tiles)
             move_into_place(temporary / f"{_PYRAMID}.dzi", target, overwrite=overwrite)
-        except (OSError, OutputError) as error:
-            _put_back(tiles, new_tiles, old_tiles)
-            raise error if isinstance(error, OutputError) else cannot_write(final, error) from error
+        except BaseException as error:  # an interruption, too, would cost the picture that was there
+            page = temporary / f"{_PYRAMID}.dzi"
+            if page.exists() and not (target.exists() and target.samefile(page)):  # else all is in its place
+                _put_back(tiles, new_tiles, old_tiles)
+            if isinstance(error, OSError):
+                raise cannot_write(final, error) from error
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

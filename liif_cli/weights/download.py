@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
-from urllib3.exceptions import NewConnectionError
+from urllib3.exceptions import HTTPError, NewConnectionError
 
 from liif_cli import __version__
 from liif_cli.errors import ModelError, OutputError
@@ -33,6 +33,8 @@ _LARGEST_BYTES = 1 << 34  # of a file whose size nobody stated
 _LONGEST_WAIT_S = 30.0
 _TEMPORARY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_TUNNEL = re.compile(r"Tunnel connection failed: (\d+)")
+_MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<[!?A-Za-z]")
 _WEB_PAGE = "answers with a web page, not a checkpoint (a page to confirm, to sign in or about an error)"
 
 
@@ -188,7 +190,8 @@ def _transfer(
                 return
             offset, total = _check_answer(response, wanted, partial, offset)
             _write_body(response, url, wanted, partial, offset, total, watcher)
-    except requests.RequestException as error:
+    # Some of urllib3's come through as they are: of the names of machines that cannot be.
+    except (requests.RequestException, HTTPError) as error:
         raise _explained(error) from None
 
 
@@ -214,6 +217,11 @@ def _check_answer(response: requests.Response, wanted: Wanted, partial: Path, of
         if match is None or int(match[1]) != offset:
             forget(partial)
             raise _TemporaryError("sends another part of the file than was asked for")
+        before, now = str(_read_note(partial).get("validator") or ""), _validator(response)
+        same_kind = bool(before and now) and now.startswith('"') == before.startswith('"')
+        if wanted.sha256 is None and same_kind and now != before:
+            forget(partial)  # a cache on the way may not know If-Range, and nothing else would tell
+            raise _TemporaryError("has another version of the file now")
         total = int(match[2]) if match[2] != "*" else None
     else:
         offset = 0
@@ -246,7 +254,7 @@ def _write_body(
     except _MirrorError:
         forget(partial)
         raise
-    except requests.RequestException:
+    except (requests.RequestException, HTTPError):
         raise
     except OSError as error:
         raise cannot_write(partial, error) from error
@@ -258,7 +266,7 @@ def _sound_chunks(response: requests.Response, offset: int, largest: int) -> Ite
     """The body, as long as it is no web page and no larger than it may be."""
     done = offset
     for chunk in response.iter_content(_CHUNK_BYTES):
-        if done == 0 and chunk.lstrip()[:1] == b"<":
+        if done == 0 and _MARKUP.match(chunk):
             raise _MirrorError(_WEB_PAGE)
         done += len(chunk)
         if done > largest:
@@ -300,22 +308,29 @@ def _read_note(partial: Path) -> dict[str, Any]:
 
 
 def _write_note(partial: Path, url: str, wanted: Wanted, response: requests.Response) -> None:
-    etag = response.headers.get("ETag", "")
-    # If-Range takes no weak validator (RFC 9110, section 13.1.5).
-    validator = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-    note = {"url": without_password(url), "sha256": wanted.sha256, "validator": validator}
+    note = {"url": without_password(url), "sha256": wanted.sha256, "validator": _validator(response)}
     _note_path(partial).write_text(json.dumps(note), encoding="utf-8")
+
+
+def _validator(response: requests.Response) -> str:
+    """What tells a version of a file: If-Range takes no weak one (RFC 9110, section 13.1.5)."""
+    etag = str(response.headers.get("ETag", ""))
+    return etag if etag.startswith('"') else str(response.headers.get("Last-Modified", ""))
 
 
 def _status(response: requests.Response) -> str:
     return f"answers {response.status_code} {response.reason or ''}".rstrip()
 
 
-def _explained(error: requests.RequestException) -> Exception:
+def _explained(error: requests.RequestException | HTTPError) -> Exception:
     """What went wrong on the way, in a user's words, and whether another attempt may help."""
     causes = _causes(error)
-    if any(isinstance(cause, ssl.SSLError) for cause in causes) or isinstance(error, requests.exceptions.SSLError):
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return _MirrorError("its certificate is not trusted; set REQUESTS_CA_BUNDLE where a proxy has its own")
+    if any(isinstance(cause, ssl.SSLError) for cause in causes) or isinstance(error, requests.exceptions.SSLError):
+        return _TemporaryError("the secure connection broke")
+    if refused := next(filter(None, (_TUNNEL.search(str(cause)) for cause in causes)), None):
+        return _of_proxy(int(refused[1]))
     if isinstance(error, requests.exceptions.ProxyError):
         return _MirrorError("the proxy of HTTPS_PROXY or HTTP_PROXY cannot be reached")
     if isinstance(error, requests.exceptions.ConnectTimeout):
@@ -329,6 +344,13 @@ def _explained(error: requests.RequestException) -> Exception:
     if isinstance(error, requests.exceptions.TooManyRedirects):
         return _MirrorError("redirects in circles")
     return _MirrorError(str(error).partition("\n")[0][:200] or type(error).__name__)
+
+
+def _of_proxy(status: int) -> Exception:
+    if status == 407:
+        return _MirrorError("the proxy wants a name and a password: HTTPS_PROXY=http://NAME:PASSWORD@...")
+    text = f"the proxy answers {status}"
+    return _TemporaryError(text) if status in _TEMPORARY_STATUS else _MirrorError(text)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -40,7 +40,7 @@ from liif_cli.images import (
     Picture,
     check_animation,
     check_output,
-    encoder_px,
+    encoding_px,
     fitted,
     format_of,
     layers_bytes,
@@ -436,12 +436,12 @@ class _Painting:
                     overwrite=overwrite,
                 )
                 needed = writer_bytes(known, task.size, task.picture, self.writer_bytes, options.quality)
-                if known.streams and needed <= host_bytes:  # else it is encoded when all is painted, in what is left
+                if known.streams:  # else it is encoded when all is painted, in what the engine has left
                     self.writer_bytes = max(self.writer_bytes, needed)
             else:
                 known = check_animation(path, task.size, self.frames[0], format=options.format, overwrite=overwrite)
-                encoder = encoder_px(known, self.frames[0], options.quality, moving=True)
-                needed = self.held_bytes + task.size[0] * task.size[1] * encoder
+                encoding = encoding_px(known, self.frames[0], options.quality, moving=True)
+                needed = self.held_bytes + task.size[0] * task.size[1] * encoding
             if needed > host_bytes:
                 raise MemoryBudgetError(
                     f"{path}: writing it as {known.name} takes about {-(-needed // MIB)} MiB, and there are"

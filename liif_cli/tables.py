@@ -112,7 +112,7 @@ def notes(title: str, rows: Sequence[Row], work: Work) -> list[str]:
     rounded = {"8bit": "rounded to 8 bits"}.get(protocol.rounding, "not rounded")
     said = [f"Scored on {'luma (Y)' if channel == 'y' else 'RGB'}, {border}, output {rounded}."]
     if not dataset.is_whole:
-        count = f"{dataset.published} pictures, not {len(dataset.truths)}"
+        count = f"{dataset.expected} pictures, not {len(dataset.truths)}"
         said.append(f"{dataset.title} has {count}, so that nothing in print compares.")
     computed = dict.fromkeys(method.computed for method in work.methods if isinstance(method, ModelMethod))
     if others := [each for each in computed if each != "float32 on cpu"]:

@@ -79,13 +79,13 @@ class Dataset(NamedTuple):
     low_res: Path | None = None  # folder that may hold X2, X3, X4
     rgb: bool = False
     all_count: bool = True  # a benchmark's means are over all its pictures, a folder's over those that can be read
-    published: int = 0  # how many pictures a benchmark has; 0 where that is not known
+    expected: int = 0  # pictures that a benchmark has; 0 where that is not known
 
     @property
     def is_whole(self) -> bool:
         """Whether nothing of a benchmark is missing, nor added, so that its means can be held against published
         ones."""
-        return len(self.truths) == (self.published or len(self.truths))
+        return len(self.truths) == (self.expected or len(self.truths))
 
     def source(self, scale: float, protocol: Protocol) -> str:
         """Where low-resolution pictures come from: "files", or what makes them."""
@@ -182,7 +182,7 @@ def find(name: str, folders: Sequence[Path]) -> Dataset:
 def _known(known: Known, root: Path) -> Dataset:
     low_res = root / known.low_res
     truths = _named(root / known.high_res, suffix=False)
-    return Dataset(known.title, truths, low_res if is_folder(low_res) else None, known.rgb, published=known.pictures)
+    return Dataset(known.title, truths, low_res if is_folder(low_res) else None, known.rgb, expected=known.pictures)
 
 
 def _folder_set(path: Path) -> Dataset:

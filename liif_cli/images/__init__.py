@@ -8,7 +8,7 @@ from liif_cli.images.arrays import from_array, to_array
 from liif_cli.images.compose import compose, layers, layers_bytes
 from liif_cli.images.drawn import looks_drawn
 from liif_cli.images.fit import fitted
-from liif_cli.images.formats import FORMATS, Format, check_output, encoder_px, format_of
+from liif_cli.images.formats import FORMATS, Format, check_output, encoding_px, format_of
 from liif_cli.images.header import Header, may_move, read_header
 from liif_cli.images.picture import Picture
 from liif_cli.images.pillow import from_pil, to_pil
@@ -28,7 +28,7 @@ __all__ = [
     "check_animation",
     "check_output",
     "compose",
-    "encoder_px",
+    "encoding_px",
     "fitted",
     "format_of",
     "from_array",

@@ -169,10 +169,10 @@ def writing_bytes(
     sample = like.channels * like.pixels.itemsize
     if streamed:
         return STREAM_BYTES + min(known.rows, size[0]) * size[1] * sample
-    return size[0] * size[1] * (sample + encoder_px(known, like, quality))
+    return size[0] * size[1] * (sample + encoding_px(known, like, quality))
 
 
-def encoder_px(known: Format, like: Picture, quality: int | None, *, moving: bool = False) -> int:
+def encoding_px(known: Format, like: Picture, quality: int | None, *, moving: bool = False) -> int:
     """Return about how many bytes a pixel encoding from memory takes beside the picture."""
     lossless = known.name == "WebP" and is_kept_lossless(like, quality, moving=moving)
     return LOSSLESS_WEBP_PX if lossless else known.encoder_px

@@ -11,6 +11,7 @@ from PIL import Image
 
 from liif_cli.images.picture import Array
 
+_CONTROL = 0xF9  # the extension that says how the next frame is shown
 _TRANSPARENT = 255
 _SHORTEST, _LONGEST = 2, 0xFFFF  # hundredths of a second
 _MOST_REPEATS = 0xFFFF
@@ -51,9 +52,6 @@ def parts(content: bytes) -> Iterator[Part]:
         else:
             end = at + 1  # what some programs leave between blocks
         at = end
-
-
-_CONTROL = 0xF9
 
 
 def _palette_bytes(flags: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-MOST_PIXELS = 1 << 30
+_MOST_PIXELS = 1 << 30
 _lock = threading.Lock()
 _inside = 0
 _outside: contextlib.ExitStack | None = None  # what the last one out restores
@@ -41,7 +41,7 @@ def quiet() -> Iterator[None]:
             PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
             # The caller's limit holds (`read.check_pixels`); Pillow refuses what has more than twice its own.
             _outside.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-            Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+            Image.MAX_IMAGE_PIXELS = _MOST_PIXELS
     try:
         yield
     finally:

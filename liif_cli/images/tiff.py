@@ -87,7 +87,7 @@ class _Value:
 def metadata_of(file: BinaryIO) -> dict[str, Any]:
     """Return what a TIFF file says of its first picture: "exif", "xmp", "iptc", "dpi", "orientation", "photometric",
     "compression", "bits" (a sample), "extra_samples" (their kinds) and, of JPEG compression, "quantisation" (the first
-    table).
+    table, as `first_table`).
 
     The EXIF block holds the words about the picture and the directories of camera and place, not the tags of the
     layout. Raises struct.error, ValueError or OSError for a damaged file.
@@ -99,7 +99,7 @@ def metadata_of(file: BinaryIO) -> dict[str, Any]:
         _COMPRESSION: "compression",
         _BITS: "bits",
     }
-    others = (*_RESOLUTION, _EXTRA_SAMPLES, _XMP, *_IPTC, JPEG_TABLES, _STRIPS, _TILES)
+    others = (*_RESOLUTION, _EXTRA_SAMPLES, _XMP, *_IPTC)
     tags = _tags_at(file, layout, first, (*_DESCRIPTIVE, *_DIRECTORIES, *others, *single))
     found: dict[str, Any] = {}
     carried = {tag: value for tag, value in tags.items() if tag in _DESCRIPTIVE or value.directory}
@@ -121,18 +121,23 @@ def metadata_of(file: BinaryIO) -> dict[str, Any]:
     if _EXTRA_SAMPLES in tags:
         found["extra_samples"] = tuple(map(int, tags[_EXTRA_SAMPLES].numbers()))
     if found.get("compression") == JPEG:
-        streams = [tags[JPEG_TABLES].content] if JPEG_TABLES in tags else []
-        for tag in (_STRIPS, _TILES):
-            if tag in tags and (offsets := tags[tag].numbers()):
-                file.seek(int(offsets[0]))
-                streams.append(file.read(_JPEG_HEAD_BYTES))
-        if table := next(filter(None, map(first_table, streams)), None):
-            found["quantisation"] = table
+        found["quantisation"] = _jpeg_table(file, layout, first)
     return found
 
 
 _JPEG_HEAD_BYTES = 4096
 _SCAN, _QUANTISATION = 0xDA, 0xDB
+
+
+def _jpeg_table(file: BinaryIO, layout: _Layout, directory: int) -> list[int]:
+    tags = _tags_at(file, layout, directory, (JPEG_TABLES, _STRIPS, _TILES))
+    if JPEG_TABLES in tags and (table := first_table(tags[JPEG_TABLES].content)):
+        return table
+    offsets = next((tags[tag].numbers() for tag in (_STRIPS, _TILES) if tag in tags), [])
+    if not offsets:
+        return []
+    file.seek(int(offsets[0]))
+    return first_table(file.read(_JPEG_HEAD_BYTES))
 
 
 def first_table(jpeg: bytes) -> list[int]:

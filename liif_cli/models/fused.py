@@ -3,8 +3,7 @@
 In single operations a hidden state of the paper's decoder, four corners of 256 halves each, travels to memory and back
 for every layer, which takes longer than the matrix products. Here a program keeps those of a few pixels (32 of this
 decoder) on the chip from the codes to the colours. The last layer comes before the blend, which is the same since both
-are linear; its weights are in two halves each, a number and what rounding took from it, so that they count almost as in
-float32.
+are linear. It is in float32 and no product of matrices: there are but three colours, fewer than a tensor core takes.
 
 ``liif._GPUPainter`` is the same in plain operations: what this is tried against, and what is used where it is better.
 """
@@ -20,10 +19,11 @@ from torch import Tensor
 
 from liif_cli.coords import Corners
 
+# Units of a hidden layer. Of products of narrower matrices CUDA's compilers (ptxas 12.8) have computed wrong addresses
+# for Hopper's tensor cores, which end a program: "illegal memory access", on an H200.
+WIDTHS = (64, 128, 256)
 # Units of a hidden layer in one piece. Wider layers go in two, since a program's registers hold no more.
 PIECE = 128
-# Columns of the last layer's matrix: the fewest a tensor core takes.
-LAST = 16
 
 
 class Corner(NamedTuple):
@@ -46,34 +46,29 @@ class Layers(NamedTuple):
     relative: Tensor  # (2, H) float32: what the first layer makes of the place in a code's pixel
     hidden: Tensor  # (n, H, H), in x out
     bias: Tensor  # (n, H) float32
-    last: Tensor  # (2, H, LAST): the last layer's weights, and what is left of them after rounding
-    last_bias: Tensor  # (LAST,) float32
+    last: Tensor  # (3, H) float32
+    last_bias: Tensor  # (3,) float32
 
 
 def layers(relative: Tensor, hidden: list[tuple[Tensor, Tensor]], last: tuple[Tensor, Tensor]) -> Layers | None:
     """A decoder's layers as the kernel reads them; None for one it does not do: in float32, of widths that differ or
-    are no power of two from 16 to 256.
+    are none of ``WIDTHS``.
 
     ``relative`` is (2, H), the weights (in, out), the last layer (H, 3) in float32.
     """
     dtype, width = relative.dtype, relative.shape[1]
-    if dtype not in (torch.float16, torch.bfloat16) or width not in (16, 32, 64, 128, 256):
+    if dtype not in (torch.float16, torch.bfloat16) or width not in WIDTHS:
         return None
     if any(weight.shape != (width, width) for weight, _ in hidden):
         return None
     weight, bias = last
-    padded = weight.new_zeros(width, LAST)
-    padded[:, : weight.shape[1]] = weight
-    high = padded.to(dtype)
-    last_bias = bias.new_zeros(LAST)
-    last_bias[: len(bias)] = bias
     empty = relative.new_empty(0, width)
     return Layers(
         relative.float().contiguous(),
         torch.stack([weight for weight, _ in hidden]).contiguous() if hidden else empty,
         torch.stack([bias.float() for _, bias in hidden]).contiguous() if hidden else empty.float(),
-        torch.stack([high, (padded - high.float()).to(dtype)]),
-        last_bias,
+        weight.T.contiguous(),
+        bias,
     )
 
 
@@ -98,7 +93,6 @@ def paint(codes: Tensor, rows: Corner, columns: Corner, decoder: Layers) -> Tens
         WIDTH=hidden // pieces,
         PIECES=pieces,
         LAYERS=len(decoder.hidden),
-        LAST=LAST,
         CORNERS=corners,
         DOWN=down,
         ACROSS=across,
@@ -149,7 +143,6 @@ def _paint(
     WIDTH: tl.constexpr,
     PIECES: tl.constexpr,
     LAYERS: tl.constexpr,
-    LAST: tl.constexpr,
     CORNERS: tl.constexpr,  # on an axis
     DOWN: tl.constexpr,
     ACROSS: tl.constexpr,
@@ -187,17 +180,14 @@ def _paint(
             second = _relu(other + tl.load(bias + WIDTH)[None, :]).to(dtype)
         state = _relu(total + tl.load(bias)[None, :]).to(dtype)
 
-    channel = tl.arange(0, LAST)
-    matrix = last_weight + unit[:, None] * LAST + channel[None, :]
-    values = tl.dot(state, tl.load(matrix))
-    values = tl.dot(state, tl.load(matrix + HIDDEN * LAST), values)
-    if PIECES == 2:
-        values = tl.dot(second, tl.load(matrix + WIDTH * LAST), values)
-        values = tl.dot(second, tl.load(matrix + (HIDDEN + WIDTH) * LAST), values)
-    values *= (tl.load(row_weight + row) * tl.load(column_weight + column))[:, None]
-    values = tl.sum(tl.reshape(values, (PIXELS, BOTH, LAST)), axis=1) + tl.load(last_bias + channel)[None, :]
-
+    weight = tl.load(row_weight + row) * tl.load(column_weight + column)
     pixel = tl.arange(0, PIXELS)
     y, x = top + pixel // ACROSS, left + pixel % ACROSS
-    inside = ((y < height) & (x < width))[:, None] & (channel < 3)[None, :]
-    tl.store(out + (y.to(tl.int64) * width + x)[:, None] * 3 + channel[None, :], values, mask=inside)
+    colours = out + (y.to(tl.int64) * width + x) * 3
+    for channel in tl.static_range(3):
+        of_channel = last_weight + channel * HIDDEN + unit
+        value = tl.sum(state * tl.load(of_channel)[None, :], axis=1)
+        if PIECES == 2:
+            value += tl.sum(second * tl.load(of_channel + WIDTH)[None, :], axis=1)
+        value = tl.sum(tl.reshape(value * weight, (PIXELS, BOTH)), axis=1) + tl.load(last_bias + channel)
+        tl.store(colours + channel, value, mask=(y < height) & (x < width))

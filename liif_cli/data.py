@@ -6,7 +6,8 @@ the size-varied task (section 4.2): the square in the middle of a picture, reduc
 side grows with the picture's number. For fitting one picture: its own pixels.
 
 Drawing (random numbers, copies out of the memory-mapped store) is the host's work, in threads beside the training;
-reducing, looking up the queries' colours and all arithmetic are the training device's, a batch at a time.
+reducing, looking up the queries' colours and all arithmetic are the training device's, a batch at a time. A GPU with
+room for the pictures cuts the crops out of them as well: it trains faster than a host does that.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import time
@@ -28,13 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from liif_cli.compiled import Compiled
 from liif_cli.config import SampleRule
 from liif_cli.errors import InputError, LiifError, OutputError
 from liif_cli.files import atomic_path, cannot_write, is_file, is_folder, walk
 from liif_cli.images import EXTENSIONS, Picture, read
 from liif_cli.images.fit import eight_bits
 from liif_cli.jpeg import through_jpeg
-from liif_cli.resize import bicubic_reduce_batch, pil_bicubic
+from liif_cli.resize import bicubic_reduce_batch, pil_bicubic, reduce_by, reduction_matrices
 from liif_cli.synthetic import draw_sample
 
 Size = tuple[int, int]  # (height, width)
@@ -43,6 +44,8 @@ DECODED_AT_ONCE = 16
 STORE_KEPT_S = 24 * 3600
 # Threads that draw batches: beside a CPU that trains one is enough, a GPU trains faster than one draws.
 DRAWERS, GPU_DRAWERS = {"cpu": 1}, 4
+# Pictures go into a GPU's memory where they take no more than this share of what is free, so many bytes at a time.
+HELD_SHARE, HELD_AT_ONCE = 0.25, 2**26
 SUFFIXES = EXTENSIONS - {".gif", ".apng"}  # which move, or have few colours
 
 
@@ -310,10 +313,22 @@ def rgb8(picture: Picture) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(colours, (*pixels.shape[:2], 3)))
 
 
+class Crops(NamedTuple):
+    """Which crops a batch of B is cut from: of each sample one of K candidates. Integers, in bytes of the store."""
+
+    corner: np.ndarray  # (B, K): where a candidate's first pixel is
+    stride: np.ndarray  # (B, K): from one row of its picture to the next
+    candidates: np.ndarray  # (B,): how many of them count
+    sides: np.ndarray  # (B,), in pixels
+    views: np.ndarray  # (B, 3), 0 or 1: rows reversed, columns reversed, then transposed
+
+
 class Draw(NamedTuple):
     """A batch as the host draws it: what has to be copied to the device, and no more."""
 
-    truths: Tensor  # (B, H, W, 3) uint8; what lies beyond a sample's size is padding
+    # (B, H, W, 3) uint8; what lies beyond a sample's size is padding. Or (B, 2 * K + 5) int64, where a device cuts them
+    # out: ``Crops``, side by side.
+    truths: Tensor
     sizes: list[Size]  # of the parts of ``truths`` that count
     sides: list[int]  # resized: pixels per side of each sample's truth
     extent: Tensor  # (B, 2) int64, of what is asked for: ``sizes``, or those they are resized to
@@ -321,6 +336,72 @@ class Draw(NamedTuple):
     qualities: list[int]  # of the JPEG file that each input was; 0 where it was none
     synthetic: Tensor  # (B,) bool: which samples are
     inputs: Tensor | None  # (B, side, side, 3) uint8, of those that were; the others' are the truths' reductions
+
+
+class HeldPictures:
+    """A store's pictures in a GPU's memory. It makes batches of crops out of them, the same ones as the host and many
+    times faster."""
+
+    def __init__(self, store: PictureStore, rule: SampleRule, device: torch.device) -> None:
+        self.rule = rule
+        self.pixels = torch.empty(len(store.pixels), dtype=torch.uint8, device=device)
+        for start in range(0, len(store.pixels), HELD_AT_ONCE):
+            part = store.pixels[start : start + HELD_AT_ONCE].copy()  # torch warns of what cannot be written to
+            self.pixels[start : start + HELD_AT_ONCE] = torch.from_numpy(part)
+        # Dozens of small operations, as a few kernels.
+        self._made = Compiled(self._make) if device.type == "cuda" else self._make
+
+    def batch(self, drawn: Draw) -> Batch:
+        """What :meth:`Sampler.finish` makes of a draw whose crops are not cut yet."""
+        device, rule = self.pixels.device, self.rule
+        matrices = reduction_matrices(drawn.sides, rule.low_res_side, rule.largest_crop, device)
+        sent = (part.to(device, non_blocking=True) for part in (drawn.truths, drawn.extent, drawn.synthetic))
+        uniform = None if drawn.uniform is None else drawn.uniform.to(device, non_blocking=True)
+        crops, extent, synthetic = sent
+        made: Batch = self._made(crops, matrices, extent, uniform, synthetic)
+        return made
+
+    def _make(
+        self, crops: Tensor, matrices: Tensor, extent: Tensor, uniform: Tensor | None, synthetic: Tensor
+    ) -> Batch:
+        truths = self.cut(crops)
+        low_res = reduce_by(truths, matrices) / 255
+        return _asked(truths, low_res, extent, uniform, self.rule.largest_crop**2, synthetic)
+
+    def cut(self, crops: Tensor) -> Tensor:
+        """Crops (``Draw.truths``) in their views: (B, 3, pad, pad) uint8, zero beyond a crop's side; pad is that of the
+        largest there may be."""
+        pad, count = self.rule.largest_crop, (crops.shape[1] - 5) // 2
+        corner, stride, (candidates, side, *views) = crops[:, :count], crops[:, count:-5], crops[:, -5:].T
+        row, number = torch.arange(pad, device=crops.device)[:, None], torch.arange(count, device=crops.device)
+        column, side = row.T, side[:, None, None]
+        if count > 1:
+            detail = self._detail(corner[..., None, None], stride[..., None, None], side[:, None])
+            # The first of equals, as on the host.
+            detail = torch.where(number < candidates[:, None], detail * count - number, -count)
+            best = detail.argmax(dim=1, keepdim=True)
+            corner, stride = corner.gather(1, best), stride.gather(1, best)
+        rows_reversed, columns_reversed, transposed = (view[:, None, None] > 0 for view in views)
+        down, across = torch.where(transposed, column, row), torch.where(transposed, row, column)
+        down = torch.where(rows_reversed, side - 1 - down, down)
+        across = torch.where(columns_reversed, side - 1 - across, across)
+        place = corner[..., None] + down * stride[..., None] + across * 3
+        channel = torch.arange(3, device=crops.device)[:, None, None]
+        return self._pixels(place[:, None] + channel, ((row < side) & (column < side))[:, None])
+
+    def _detail(self, corner: Tensor, stride: Tensor, side: Tensor) -> Tensor:
+        """As the host's :func:`_detail`, of crops that begin at (B, K, 1, 1) corners and have (B, 1, 1, 1) sides."""
+        row = torch.arange(self.rule.largest_crop, device=corner.device)[:, None]
+        column = row.T
+        green = corner + row * stride + column * 3 + 1
+        down, across = (row < side - 1) & (column < side), (row < side) & (column < side - 1)
+        here = self._pixels(green, down | across).to(torch.int32)
+        below, beside = (self._pixels(green + step, inside).to(torch.int32)
+                         for step, inside in ((stride, down), (3, across)))  # fmt: skip
+        return ((below - here).abs() * down + (beside - here).abs() * across).sum(dim=(-2, -1))
+
+    def _pixels(self, place: Tensor, inside: Tensor) -> Tensor:
+        return self.pixels[place * inside] * inside
 
 
 class Sampler:
@@ -333,64 +414,96 @@ class Sampler:
         self.store = store
         self.rule = rule
         self.seed = seed
-        areas = np.array([height * width for height, width in store.sizes], dtype=np.float64)
-        share = areas**rule.area_power
+        self.sizes = np.array(store.sizes)
+        self.offsets = np.array(store.offsets)
+        share = self.sizes.prod(axis=1).astype(np.float64) ** rule.area_power
         self.cumulated = np.cumsum(share / share.sum())
+        self._held: tuple[torch.device, HeldPictures | None] | None = None
 
     def batch(self, step: int, numbers: Sequence[int], device: torch.device) -> Batch:
         """Samples ``numbers`` (their places in the global batch) of one step, on ``device``."""
-        return self.finish(self.draw(step, numbers, pin=device.type == "cuda"), device)
+        cut = self.held_by(device) is None
+        return self.finish(self.draw(step, numbers, pin=device.type == "cuda", cut=cut), device)
 
     def batches(self, step: int, numbers: Sequence[int], device: torch.device) -> Iterator[Batch]:
         """Batches from ``step`` on, without end. The next ones are drawn in threads while this one is used."""
         threads, pin = DRAWERS.get(device.type, GPU_DRAWERS), device.type == "cuda"
+        cut = self.held_by(device) is None
         with ThreadPoolExecutor(threads, thread_name_prefix="liif-draw") as pool:
             coming: deque[Future[Draw]] = deque()
             while True:
                 while len(coming) <= threads:
-                    coming.append(pool.submit(self.draw, step, numbers, pin=pin))
+                    coming.append(pool.submit(self.draw, step, numbers, pin=pin, cut=cut))
                     step += 1
                 yield self.finish(coming.popleft().result(), device)
 
-    def draw(self, step: int, numbers: Sequence[int], *, pin: bool = False) -> Draw:
-        """The host's part of a batch."""
+    def held_by(self, device: torch.device) -> HeldPictures | None:
+        """The pictures in the device's memory, where crops are cut out of them there; None where the host does it."""
+        if self._held is None or self._held[0] != device:
+            rule = self.rule
+            plain = rule.kind == "crops" and not rule.synthetic_share and not rule.jpeg_share
+            room = torch.cuda.mem_get_info(device)[0] * HELD_SHARE if device.type == "cuda" else 0
+            fits = plain and self.store.pixels.nbytes <= room
+            self._held = (device, HeldPictures(self.store, rule, device) if fits else None)
+        return self._held[1]
+
+    def draw(self, step: int, numbers: Sequence[int], *, pin: bool = False, cut: bool = True) -> Draw:
+        """The host's part of a batch; without ``cut`` the crops are left to the device."""
         rule = self.rule
-        sizes, sides, uniform, qualities = [], [], [], []
-        pad = (rule.largest_crop, rule.largest_crop) if rule.kind != "picture" else self.store.sizes[0]
+        sizes, sides = [], []
+        count, candidates = max(numbers) + 1, rule.candidates if rule.kind == "crops" else 1
+        # One row of random numbers for each sample of the batch, so that a share of it has those of its places.
+        table = np.random.default_rng((self.seed, step, 0, 1)).random((count, 8 + 3 * candidates))[list(numbers)]
+        scale, chosen, synthetic, compressed, quality, *views = table[:, :8].T
+        picture, top, left = table[:, 8:].reshape(len(table), 3, candidates).transpose(1, 0, 2)
+        number = np.minimum(np.searchsorted(self.cumulated, picture, side="right"), len(self.store) - 1)
+        crops = self._crops(scale, chosen, np.stack(views, axis=1), number, top, left)
+        made = synthetic < rule.synthetic_share
+        lossy = compressed < rule.jpeg_share
+        qualities = np.where(lossy, rule.jpeg_min + (quality * (rule.jpeg_max + 1 - rule.jpeg_min)).astype(int), 0)
+        inputs = np.zeros((len(table), rule.low_res_side, rule.low_res_side, 3), np.uint8)
         # NumPy's arrays, for a tensor of this size is filled in parallel: this thread would get a second team of OpenMP
         # threads, with which there are more than cores, and the training's team no longer waits actively.
-        padded = np.zeros((len(numbers), *pad, 3), np.uint8)
-        synthetic = np.zeros(len(numbers), bool)
-        inputs = np.zeros((len(numbers), rule.low_res_side, rule.low_res_side, 3), np.uint8)
-        for place, number in enumerate(numbers):
-            draw = np.random.default_rng((self.seed, step, number))
-            if rule.synthetic_share and draw.random() < rule.synthetic_share:
-                synthetic[place] = True
-                inputs[place], truth, side = self._synthetic(draw)
-            else:
-                truth, side = self._truth(draw)
-            height, width = truth.shape[:2]
-            padded[place, :height, :width] = truth
-            sizes.append((height, width))
-            sides.append(side)
-            if rule.queries:
-                uniform.append(draw.random(rule.queries, dtype=np.float32))
-            compressed = rule.jpeg_share > 0 and draw.random() < rule.jpeg_share
-            qualities.append(int(draw.integers(rule.jpeg_min, rule.jpeg_max + 1)) if compressed else 0)
+        if cut:
+            pad = (rule.largest_crop, rule.largest_crop) if rule.kind != "picture" else self.store.sizes[0]
+            padded = np.zeros((len(table), *pad, 3), np.uint8)
+            for place, in_batch in enumerate(numbers):
+                if rule.kind == "crops":
+                    truth, side = self._cut(crops, place), int(crops.sides[place])
+                else:
+                    truth, side = self.store[number[place, 0]], self._side(number[place, 0])
+                if made[place]:
+                    draw = np.random.default_rng((self.seed, step, 1 + in_batch))
+                    seen, truth = draw_sample(draw, rule.low_res_side, side, lambda crop=truth: crop)  # type: ignore[misc]
+                    inputs[place] = _viewed(seen, crops.views[place])
+                truth = _viewed(truth, crops.views[place])
+                height, width = truth.shape[:2]
+                padded[place, :height, :width] = truth
+                sizes.append((height, width))
+                sides.append(side)
+            truths = torch.from_numpy(padded)
+        else:
+            sides = crops.sides.tolist()
+            sizes = [(side, side) for side in sides]
+            truths = torch.from_numpy(np.column_stack(crops))
         asked = [(rule.truth_side or side,) * 2 for side in sides] if rule.kind == "resized" else sizes
-        extent = torch.tensor(asked)
-        places = torch.from_numpy(np.stack(uniform)) if uniform else None
-        seen = torch.from_numpy(inputs) if rule.synthetic_share else None
-        truths, made = torch.from_numpy(padded), torch.from_numpy(synthetic)
+        extent, synthetic_ones = torch.tensor(asked), torch.from_numpy(made)
+        places = None
+        if rule.queries:
+            uniform = np.random.default_rng((self.seed, step, 0, 2)).random((count, rule.queries), dtype=np.float32)
+            places = torch.from_numpy(uniform[list(numbers)])
+        shown = torch.from_numpy(inputs) if rule.synthetic_share else None
         if pin:
-            truths, extent, made = truths.pin_memory(), extent.pin_memory(), made.pin_memory()
+            truths, extent, synthetic_ones = truths.pin_memory(), extent.pin_memory(), synthetic_ones.pin_memory()
             places = places if places is None else places.pin_memory()
-            seen = seen if seen is None else seen.pin_memory()
-        return Draw(truths, sizes, sides, extent, places, qualities, made, seen)
+            shown = shown if shown is None else shown.pin_memory()
+        return Draw(truths, sizes, sides, extent, places, qualities.tolist(), synthetic_ones, shown)
 
     def finish(self, drawn: Draw, device: torch.device) -> Batch:
         """The device's part of a batch."""
-        rule = self.rule
+        rule, held = self.rule, self.held_by(device)
+        if held is not None and drawn.truths.ndim == 2:
+            return held.batch(drawn)
         # From pinned memory, and sizes from the host: asking a GPU for them would mean waiting for it.
         truths = drawn.truths.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
         extent = drawn.extent.to(device, non_blocking=True)
@@ -405,63 +518,71 @@ class Sampler:
             low_res = _compressed(low_res, drawn.qualities) / 255
         if rule.kind == "resized":
             truths = _resized(truths, drawn.sides, rule.truth_side)
-        row, column = _places(extent, drawn.uniform, int(drawn.extent[0].prod()))
-        values = truths.flatten(2).gather(2, (row * truths.shape[-1] + column)[:, None].expand(-1, 3, -1))
-        coords = (2 * torch.stack([row, column], dim=-1) + 1) / extent[:, None] - 1
-        cell = 2 * low_res.shape[-1] / extent  # low_res is square
-        return Batch(low_res, coords.float(), cell.float(), values.permute(0, 2, 1).float() / 255, synthetic)
+        uniform = None if drawn.uniform is None else drawn.uniform.to(device, non_blocking=True)
+        return _asked(truths, low_res, extent, uniform, int(drawn.extent[0].prod()), synthetic)
 
-    def _truth(self, draw: np.random.Generator) -> tuple[np.ndarray, int]:
-        """A picture or a crop of one, augmented, and the side its truth is to have."""
-        rule = self.rule
-        if rule.kind == "crops":
-            side = round(rule.low_res_side * _scale(rule, draw))
-            candidates = rule.candidates if rule.chosen == 1 or draw.random() < rule.chosen else 1
-            crops = [self._crop(draw, side) for _ in range(candidates)]
-            return self._augmented(draw, max(crops, key=_detail) if len(crops) > 1 else crops[0]), side
-        number = self._number(draw)
+    def _side(self, number: int) -> int:
+        """Of resized: pixels a side of a picture's truth."""
         share = number / max(1, len(self.store) - 1)
-        side = round(rule.size_min + (rule.size_max - rule.size_min) * share)
-        return self._augmented(draw, self.store[number]), side
+        return round(self.rule.size_min + (self.rule.size_max - self.rule.size_min) * share)
 
-    def _synthetic(self, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
-        """What is drawn in place of a crop, its input and its truth augmented alike, and the truth's side."""
-        low_res_side = self.rule.low_res_side
-        side = round(low_res_side * _scale(self.rule, draw))
-        sample = draw_sample(draw, low_res_side, side, lambda: self._crop(draw, side))
-        view = draw.integers(2**63)
-        low_res, truth = (self._augmented(np.random.default_rng(view), each) for each in sample)
-        return low_res, truth, side
+    def _crops(
+        self,
+        scale: np.ndarray,
+        chosen: np.ndarray,
+        views: np.ndarray,
+        number: np.ndarray,
+        top: np.ndarray,
+        left: np.ndarray,
+    ) -> Crops:
+        """What a batch is cut from, by numbers from [0, 1); the pictures' ``number``, ``top`` and ``left`` (B, K)."""
+        rule = self.rule
+        if rule.scale_law == "log":
+            scale = rule.scale_min * (rule.scale_max / rule.scale_min) ** scale
+        else:
+            scale = rule.scale_min + (rule.scale_max - rule.scale_min) * scale
+        sides = np.rint(rule.low_res_side * scale).astype(np.int64)
+        height, width = self.sizes[number].transpose(2, 0, 1)
+        top, left = ((place * (length - sides[:, None] + 1)).astype(np.int64)
+                     for place, length in ((top, height), (left, width)))  # fmt: skip
+        candidates = np.where(chosen < rule.chosen, number.shape[1], 1)
+        may = {"all": (1, 1, 1), "mirror": (0, 1, 0), "none": (0, 0, 0)}[rule.augment]
+        corner = self.offsets[number] + 3 * (top * width + left)
+        return Crops(corner, 3 * width, candidates, sides, (views < 0.5) * np.array(may))
 
-    def _crop(self, draw: np.random.Generator, side: int) -> np.ndarray:
-        picture = self.store[self._number(draw)]
-        top, left = (int(draw.integers(0, length - side + 1)) for length in picture.shape[:2])
-        return picture[top : top + side, left : left + side]
-
-    def _number(self, draw: np.random.Generator) -> int:
-        return min(int(np.searchsorted(self.cumulated, draw.random(), side="right")), len(self.store) - 1)
-
-    def _augmented(self, draw: np.random.Generator, truth: np.ndarray) -> np.ndarray:
-        rule = self.rule.augment
-        if rule == "all" and draw.random() < 0.5:
-            truth = truth[::-1]
-        if rule != "none" and draw.random() < 0.5:
-            truth = truth[:, ::-1]
-        if rule == "all" and draw.random() < 0.5:
-            truth = truth.transpose(1, 0, 2)
-        return truth
+    def _cut(self, crops: Crops, place: int) -> np.ndarray:
+        """A sample's crop, a view of the store."""
+        side = crops.sides[place]
+        candidates = [
+            np.ndarray((side, side, 3), np.uint8, self.store.pixels, corner, (stride, 3, 1))
+            for corner, stride in zip(crops.corner[place], crops.stride[place], strict=True)
+        ][: crops.candidates[place]]
+        return max(candidates, key=_detail) if len(candidates) > 1 else candidates[0]
 
 
-def _scale(rule: SampleRule, draw: np.random.Generator) -> float:
-    if rule.scale_law == "log":
-        return math.exp(draw.uniform(math.log(rule.scale_min), math.log(rule.scale_max)))
-    return draw.uniform(rule.scale_min, rule.scale_max)
+def _viewed(picture: np.ndarray, view: np.ndarray) -> np.ndarray:
+    """A picture in one of its eight views (``Crops.views``)."""
+    rows_reversed, columns_reversed, transposed = view
+    picture = picture[::-1] if rows_reversed else picture
+    picture = picture[:, ::-1] if columns_reversed else picture
+    return picture.transpose(1, 0, 2) if transposed else picture
 
 
-def _detail(crop: np.ndarray) -> float:
-    """The mean difference of neighbouring pixels of a crop's green, in levels: near 0 for sky, high for foliage."""
+def _detail(crop: np.ndarray) -> int:
+    """The sum of the differences of neighbouring pixels of a crop's green: near 0 for sky, high for foliage."""
     green = crop[..., 1].astype(np.int16)
-    return float(np.abs(np.diff(green, axis=0)).mean() + np.abs(np.diff(green, axis=1)).mean())
+    return int(np.abs(np.diff(green, axis=0)).sum() + np.abs(np.diff(green, axis=1)).sum())
+
+
+def _asked(
+    truths: Tensor, low_res: Tensor, extent: Tensor, uniform: Tensor | None, pixels: int, synthetic: Tensor
+) -> Batch:
+    """The batch whose queries ask for some of the truths' pixels, or for all ``pixels`` of every one."""
+    row, column = _places(extent, uniform, pixels)
+    values = truths.flatten(2).gather(2, (row * truths.shape[-1] + column)[:, None].expand(-1, 3, -1))
+    coords = (2 * torch.stack([row, column], dim=-1) + 1) / extent[:, None] - 1
+    cell = 2 * low_res.shape[-1] / extent  # low_res is square
+    return Batch(low_res, coords.float(), cell.float(), values.permute(0, 2, 1).float() / 255, synthetic)
 
 
 def _places(extent: Tensor, uniform: Tensor | None, pixels: int) -> tuple[Tensor, Tensor]:
@@ -477,9 +598,8 @@ def _places(extent: Tensor, uniform: Tensor | None, pixels: int) -> tuple[Tensor
         pixel = torch.arange(pixels, device=extent.device).expand(len(extent), -1)
     else:
         number = torch.arange(uniform.shape[1], device=extent.device)
-        drawn = uniform.to(extent.device, non_blocking=True)
-        if extent.device.type != "mps":  # which has no float64; in float32 a place may be the next one
-            drawn = drawn.double()
+        # MPS has no float64; in float32 a place may be the next one.
+        drawn = uniform if extent.device.type == "mps" else uniform.double()
         pixel = ((number + drawn) * (count.to(drawn.dtype) / uniform.shape[1])).long()
         pixel = torch.minimum(pixel, count - 1)
     return pixel // extent[:, 1:], pixel % extent[:, 1:]

@@ -10,15 +10,13 @@ self-ensemble" of EDSR). So a model has much to learn from itself as well.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from liif_cli.data import Batch, Sampler
 from liif_cli.engine import ALL_VIEWS, View
-from liif_cli.models import Model
-from liif_cli.models.base import memory_format
 
 # Batches that are answered before any comes again: the more, the longer until a step meets what it has seen.
 POOL = 48
@@ -46,15 +44,16 @@ class Taught:
     def __init__(
         self,
         sampler: Sampler,
-        teacher: Model,
+        teacher: Callable[[Tensor, Tensor, Tensor], Tensor],
         dtype: torch.dtype | None = None,
         *,
         parts: int = 1,
         share: float = 1.0,
     ) -> None:
-        """``teacher`` is on the device that batches are asked for, and computes in ``dtype`` (None: float32), a batch
-        in so many ``parts``, one after the other. The truth is so large a ``share`` of its answers, the rest the
-        pictures' own pixels; of synthetic samples, all of it is."""
+        """``teacher`` answers queries on the device that batches are asked for: input (B, 3, h, w), coordinates (B, Q,
+        2) and cell (B, 2) to (B, Q, 3). It computes in ``dtype`` (None: float32), a batch in so many ``parts``, one
+        after the other. The truth is so large a ``share`` of its answers, the rest the pictures' own pixels; of
+        synthetic samples, all of it is."""
         self.sampler = sampler
         self.teacher = teacher
         self.dtype = dtype
@@ -82,10 +81,8 @@ class Taught:
         total = torch.zeros_like(batch.high_res)
         parts = zip(*(tensor.chunk(self.parts) for tensor in batch._replace(high_res=total)), strict=True)
         for part, view in itertools.product(map(Batch._make, parts), ALL_VIEWS):
-            low_res, coords, cell = seen(*part[:3], view=view)
-            low_res = low_res.contiguous(memory_format=memory_format(device))
             with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
-                answers = self.teacher.fold(self.teacher.encode(low_res), cell).query(coords)
+                answers = self.teacher(*seen(*part[:3], view=view))
             part.high_res.add_(answers.float())
         # A synthetic sample's truth is known better than any teacher knows it.
         share = self.share * ~batch.synthetic[:, None, None]

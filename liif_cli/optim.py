@@ -31,9 +31,11 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
     x = x / (x.flatten(-2).norm(dim=-1)[..., None, None] + 1e-7)
+    shape, x = x.shape, x.reshape(-1, *x.shape[-2:])
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.view(shape)
     result: Tensor = x.mT if matrices.shape[-2] > matrices.shape[-1] else x
     return result
 

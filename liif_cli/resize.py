@@ -225,14 +225,15 @@ def bicubic_reduce_batch(crops: torch.Tensor, sides: Sequence[int], target: int)
         raise ValueError(f"sides {list(sides)} do not fit in crops padded to {crops.shape[-1]} pixels")
     if crops.device.type == "cpu":  # the padding is most of the work there, and a loop costs nothing
         reduced = [
-            _reduce(crop[None, :, :side, :side], reduction_matrices([side], target, side))
+            reduce_by(crop[None, :, :side, :side], reduction_matrices([side], target, side))
             for crop, side in zip(crops, sides, strict=True)
         ]
         return torch.cat(reduced)
-    return _reduce(crops, reduction_matrices(sides, target, crops.shape[-1], crops.device))
+    return reduce_by(crops, reduction_matrices(sides, target, crops.shape[-1], crops.device))
 
 
-def _reduce(crops: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+def reduce_by(crops: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """As `bicubic_reduce_batch`, by the matrices of `reduction_matrices`."""
     batch, channels, height, width = crops.shape
     lines = crops.to(matrices.dtype).reshape(batch, channels * height, width)
     lines = _to_levels(torch.bmm(lines, matrices.mT))  # (B, C * height, target)

@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liif_cli import __version__, checkpoint
+from liif_cli.compiled import Compiled
 from liif_cli.config import Schedule, TrainConfig, to_mapping
 from liif_cli.data import RUN_STATE, Batch, PictureStore, Sampler
 from liif_cli.distil import Taught
@@ -208,13 +209,18 @@ class Trainer:
         self._network = self._prepared()
 
     def _prepared(self) -> nn.Module:
-        network: nn.Module = Answers(self.model)
-        if self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda"):
-            network = _Compiled(network, self.watcher)
+        # Starting kernels one by one takes longer than they do. Gradients do not outlive the next start of a graph.
+        graphs = self.device.type == "cuda" and self.processes.world == self.parts == 1
+        network = self._compiled(Answers(self.model), graphs=graphs)
         if self.processes.world > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             # The only buffers are constants.
             network = nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+        return network
+
+    def _compiled(self, network: nn.Module, *, graphs: bool = False) -> nn.Module:
+        if self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda"):
+            return _Compiled(network, self.watcher, graphs=graphs)
         return network
 
     def start_from(self, source: checkpoint.Checkpoint, where: str) -> None:
@@ -228,13 +234,22 @@ class Trainer:
         teacher = teacher_of(self.config, source, where)
         dtype = None if teacher.needs_float32 else autocast_type(self.config.precision, self.device)
         teacher = teacher.eval().to(self.device, memory_format=memory_format(self.device))  # type: ignore[call-overload]
-        self._source = Taught(self.sampler, teacher, dtype, parts=self.parts, share=self.config.teacher_share)
+        answers = self._compiled(Answers(teacher))
+        self._source = Taught(self.sampler, answers, dtype, parts=self.parts, share=self.config.teacher_share)
 
     def step(self) -> None:
         """One iteration. Its loss is L1 on [-1, 1], as the official code has it; :meth:`losses` tells it.
 
         Raises TrainingError, here or in :meth:`losses`, when the loss is not a number.
         """
+        cudnn = torch.backends.cudnn
+        before, cudnn.benchmark = cudnn.benchmark, True  # every step convolves the same shapes
+        try:
+            self._step()
+        finally:
+            cudnn.benchmark = before
+
+    def _step(self) -> None:
         config = self.config
         set_rates(self.optimiser, rate_factor(config.schedule, self.iteration, config.iterations))
         batch = self._next_batch()
@@ -464,30 +479,19 @@ def _on_its_way(number: Tensor) -> Callable[[], float]:
 class _Compiled(nn.Module):
     """A module by way of torch.compile, or as it is where that cannot be done here."""
 
-    def __init__(self, module: nn.Module, watcher: Watcher) -> None:
+    def __init__(self, module: nn.Module, watcher: Watcher, *, graphs: bool) -> None:
         super().__init__()
         self.module = module
-        self._watcher = watcher
-        self._call: Callable[..., Any] = torch.compile(module)
-        self._proven = False
+        self._call = Compiled(module, graphs=graphs, prove=self._back, note=watcher.note)
 
     def forward(self, *arguments: Tensor) -> Tensor:
-        if self._proven:
-            return cast(Tensor, self._call(*arguments))
-        try:
-            answers = self._call(*arguments)
-            if torch.is_grad_enabled():  # the way back is compiled when it is first gone; not by way of DDP's hooks
-                trained = [value for value in self.module.parameters() if value.requires_grad]
-                torch.autograd.grad(answers.float().sum(), trained, allow_unused=True)
-                answers = self._call(*arguments)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a compiler may raise; the plain module tells what is really wrong
-            self._watcher.note(f"torch.compile does not work here ({type(error).__name__}); going on without it")
-            self._call = self.module
-            answers = self.module(*arguments)
-        self._proven = True
-        return cast(Tensor, answers)
+        return cast(Tensor, self._call(*arguments))
+
+    def _back(self, answers: Tensor) -> None:
+        """The way back is compiled when it is first gone; not by way of DDP's hooks."""
+        if torch.is_grad_enabled():
+            trained = [value for value in self.module.parameters() if value.requires_grad]
+            torch.autograd.grad(answers.float().sum(), trained, allow_unused=True)
 
 
 def run_training(trainer: Trainer, run: Path, *, validator: Validator | None = None) -> int | None:

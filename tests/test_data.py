@@ -381,8 +381,9 @@ def test_pictures_are_drawn_alike_or_by_their_area(folder, tmp_path):
     large = store.sizes.index((200, 200))
     for power, expected in ((0.0, 1 / 4), (1.0, 40000 / sum(h * w for h, w in store.sizes))):
         sampler = Sampler(store, dataclasses.replace(RULE, area_power=power))
-        draws = [sampler._number(np.random.default_rng(seed)) for seed in range(2000)]
-        assert draws.count(large) / 2000 == pytest.approx(expected, abs=0.04)
+        corners = sampler.draw(0, range(2000), cut=False).truths[:, 0].contiguous()
+        share = (torch.bucketize(corners, torch.tensor(store.offsets), right=True) - 1 == large).float().mean()
+        assert share == pytest.approx(expected, abs=0.04)
 
 
 def test_of_several_candidates_the_crop_with_the_most_detail_is_taken(tmp_path):
@@ -402,6 +403,40 @@ def test_of_several_candidates_the_crop_with_the_most_detail_is_taken(tmp_path):
     assert 0.2 < noisy[1, 1] < 0.4
     assert noisy[8, 1] > 0.85
     assert noisy[8, 0.5] == pytest.approx((noisy[1, 1] + noisy[8, 1]) / 2, abs=0.08)
+
+
+@pytest.mark.parametrize("augment", ["all", "mirror", "none"])
+@pytest.mark.parametrize(("candidates", "chosen", "law"), [(1, 1.0, "uniform"), (4, 0.5, "log"), (3, 1.0, "uniform")])
+def test_a_device_cuts_the_crops_that_the_host_cuts(store, candidates, chosen, law, augment):
+    rule = dataclasses.replace(RULE, candidates=candidates, chosen=chosen, scale_law=law, augment=augment, scale_max=3)
+    host, device = Sampler(store, rule, seed=3), Sampler(store, rule, seed=3)
+    device._held = (CPU, data.HeldPictures(store, rule, CPU))
+    for step in range(3):
+        expected, got = (sampler.batch(step, range(2, 9), CPU) for sampler in (host, device))
+        assert all(torch.equal(*pair) for pair in zip(expected, got, strict=True))
+
+
+def test_of_crops_alike_in_detail_the_first_is_taken_by_both(tmp_path):
+    slope = np.repeat(np.arange(60, dtype=np.uint8)[:, None, None], 60, axis=1).repeat(3, axis=2)
+    Image.fromarray(slope).save(tmp_path / "slope.png")
+    store = open_store(tmp_path / "slope.png", tmp_path / "cache")
+    rule = dataclasses.replace(RULE, candidates=5)
+    host, device = Sampler(store, rule), Sampler(store, rule)
+    device._held = (CPU, data.HeldPictures(store, rule, CPU))
+    expected, got = (sampler.batch(0, range(20), CPU) for sampler in (host, device))
+    assert all(torch.equal(*pair) for pair in zip(expected, got, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_a_gpu_holds_the_pictures_and_draws_the_same_batches(store):
+    rule, cuda = dataclasses.replace(RULE, candidates=4, chosen=0.5), torch.device("cuda")
+    sampler = Sampler(store, rule, seed=3)
+    coming = sampler.batches(0, range(6), cuda)
+    assert sampler.held_by(cuda) is not None
+    for step in range(6):
+        expected = Sampler(store, rule, seed=3).batch(step, range(6), CPU)
+        for one, other in zip(expected, next(coming), strict=True):
+            assert torch.allclose(one.float(), other.cpu().float(), atol=1e-6)
 
 
 # -- size-varied truths ----------------------------------------------------------------------------------------------

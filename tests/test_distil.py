@@ -14,6 +14,7 @@ from liif_cli.data import Sampler, open_store
 from liif_cli.distil import POOL, Taught, seen
 from liif_cli.engine import ALL_VIEWS
 from liif_cli.models import build
+from liif_cli.train import Answers
 
 CPU = torch.device("cpu")
 RULE = SampleRule(low_res_side=6, queries=5, scale_min=1, scale_max=3)
@@ -31,12 +32,12 @@ def sampler(tmp_path):
 @pytest.fixture
 def teacher():
     torch.manual_seed(0)
-    return build(tiny().model).eval()
+    return Answers(build(tiny().model).eval())
 
 
 def answers(model, low_res, coords, cell):
     with torch.no_grad():
-        return model.fold(model.encode(low_res), cell).query(coords)
+        return model(low_res, coords, cell)
 
 
 def pixels_at(image, coords):

@@ -14,11 +14,11 @@ from liif_cli.errors import InputError
 from liif_cli.metrics import psnr
 from liif_cli.resize import (
     BandResampler,
-    _reduce,
     bicubic_reduce_batch,
     matlab_bicubic,
     matlab_reduce,
     pil_bicubic,
+    reduce_by,
     reduction_matrices,
     taps,
     torch_bicubic,
@@ -226,8 +226,8 @@ def test_the_padded_product_of_accelerators_agrees_too(extreme: bool) -> None:
     expected = reduced_by_pil(crops, 48).float()
     matrices = reduction_matrices(sides, 48, 200)
     assert matrices.shape == (5, 48, 200)
-    torch.testing.assert_close(_reduce(padded(crops, 200), matrices), expected, atol=0, rtol=0)
-    torch.testing.assert_close(_reduce(padded(crops, 200), matrices.float()), expected, atol=1, rtol=0)
+    torch.testing.assert_close(reduce_by(padded(crops, 200), matrices), expected, atol=0, rtol=0)
+    torch.testing.assert_close(reduce_by(padded(crops, 200), matrices.float()), expected, atol=1, rtol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

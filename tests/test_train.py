@@ -398,7 +398,7 @@ def test_torch_compile_that_fails_is_said_and_done_without(store, monkeypatch):
         def note(self, text):
             notes.append(text)
 
-    def failing(module):
+    def failing(module, mode):
         def call(*arguments):
             raise RuntimeError("no compiler here")
 
@@ -421,13 +421,31 @@ def test_a_module_that_compiles_is_used_compiled(store, monkeypatch):
         def note(self, text):
             notes.append(text)
 
-    monkeypatch.setattr(torch, "compile", lambda module: lambda *arguments: calls.append(1) or module(*arguments))
+    monkeypatch.setattr(torch, "compile", lambda module, mode: lambda *arguments: calls.append(1) or module(*arguments))
     trainer = Trainer(tiny("compile=on"), store, CPU, watcher=Notes(0, 0))
     assert any(not value.requires_grad for value in trainer.model.parameters())
     trainer.step()
     trainer.step()
     assert not notes
     assert len(calls) >= 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.filterwarnings("ignore")  # what torch.compile is written with is deprecated
+@pytest.mark.parametrize("how", ["off", "on"])
+@pytest.mark.parametrize("teacher", [False, True])
+def test_a_gpu_trains_as_the_cpu_does(store, how, teacher):
+    """Compiled, all of a step's kernels start as one graph, whose gradients another start overwrites."""
+    losses = []
+    for device in (CPU, torch.device("cuda")):
+        settings = ["precision=float32", "optimiser.skip_loss=0", f"compile={how if device.type == 'cuda' else 'off'}"]
+        trainer = Trainer(tiny(*settings), store, device)
+        if teacher:
+            trainer.learn_from(trainer.exported(), "itself")
+        for _ in range(12):
+            trainer.step()
+        losses.append(trainer.losses())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_a_table_takes_new_columns(tmp_path):

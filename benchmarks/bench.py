@@ -19,6 +19,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -250,7 +251,7 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--json", type=Path, default=HERE / "results.json")
-    parser.add_argument("--scratch", default="/tmp/liif-bench")
+    parser.add_argument("--scratch", default=Path(tempfile.gettempdir()) / "liif-bench")
     args = parser.parse_args()
     args.cases = [("paper", 128, 4.0), ("light", 128, 4.0)]
     if torch.device(args.device).type == "cuda":  # which has painted a small one before it is warm

@@ -14,6 +14,8 @@ from liif_cli.errors import InputError, ModelError, UsageError
 class Lpips:
     """The distance with the AlexNet features, which papers report. Smaller is more alike."""
 
+    LEAST_SIDE = 32  # of the pictures
+
     def __init__(self) -> None:
         """Load the network; its package downloads the features' weights when it is first used.
 
@@ -33,7 +35,7 @@ class Lpips:
 
     def __call__(self, image: NDArray[Any], truth: NDArray[Any]) -> float:
         """Distance of two (H, W, 3) float pictures in [0, 1]. Raises InputError below 32 pixels a side."""
-        if min(image.shape[:2]) < 32:
+        if min(image.shape[:2]) < self.LEAST_SIDE:
             raise InputError(
                 f"{image.shape[1]}x{image.shape[0]} pixels, without the border, are too few for LPIPS, which needs 32 a"
                 " side; use a smaller scale or larger pictures, or leave --lpips out"

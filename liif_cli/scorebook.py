@@ -68,8 +68,10 @@ class Scorebook:
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             large = not self._is_used and self.path.is_file() and self.path.stat().st_size > _LARGEST_BYTES
-            self._file = self.path.open("w" if large else "a", encoding="utf-8")
-            if not large and self._file.tell():
+            self._file = self.path.open("a", encoding="utf-8")  # where others write, too, at its end
+            if large:
+                self._file.truncate(0)
+            elif self._file.tell():
                 self._file.write("\n")  # ends a line that a kill cut short
         return self
 

@@ -72,7 +72,7 @@ def _sheet(title: str, rows: Sequence[Row], work: Work, printed: Rows, psnr_only
             lines.append(Line(method, metric, [_cell(value, form) for value in values], best))
         if not psnr_only:
             found = [cells.get((method, scale)) for scale in scales]
-            lines.append(Line(method, "seconds", [_seconds(row) for row in found], [False] * len(scales)))
+            lines.append(Line(method, "seconds", [seconds(row) for row in found], [False] * len(scales)))
             memory = ["" if row is None else f"{row.peak_memory_bytes / _MIB:.0f}" for row in found]
             lines.append(Line(method, "peak MiB", memory, [False] * len(scales)))
     for method, row in printed.items():
@@ -96,7 +96,8 @@ def _cell(value: float | None, form: str) -> str:
     return "" if value is None else "inf" if math.isinf(value) else form.format(value)
 
 
-def _seconds(row: Row | None) -> str:
+def seconds(row: Row | None) -> str:
+    """Seconds per picture; nothing where there is no row."""
     return "" if row is None else f"{row.seconds:.3f}" if row.seconds < 0.1 else f"{row.seconds:.2f}"
 
 
@@ -111,7 +112,7 @@ def notes(title: str, rows: Sequence[Row], work: Work) -> list[str]:
         border = f"without a border of {'scale + 6' if dataset.rgb else 'scale'} pixels"
     rounded = {"8bit": "rounded to 8 bits"}.get(protocol.rounding, "not rounded")
     said = [f"Scored on {'luma (Y)' if channel == 'y' else 'RGB'}, {border}, output {rounded}."]
-    if not dataset.is_whole:
+    if dataset.expected and not dataset.is_benchmark:
         count = f"{dataset.expected} pictures, not {len(dataset.truths)}"
         said.append(f"{dataset.title} has {count}, so that nothing in print compares.")
     computed = dict.fromkeys(method.computed for method in work.methods if isinstance(method, ModelMethod))
@@ -177,7 +178,11 @@ def as_markdown(tables: Sequence[Sheet]) -> str:
     """Tables as a README has them: PSNR, and SSIM where it is there, the best of each scale in bold."""
     parts = []
     for sheet, following in zip(tables, [*tables[1:], None], strict=True):
-        header = "| " + " | ".join([f"{sheet.dataset}, PSNR in dB", *(f"x{scale:g}" for scale in sheet.scales)]) + " |"
+        header = (
+            "| "
+            + " | ".join([f"{_escaped(sheet.dataset)}, PSNR in dB", *(f"x{scale:g}" for scale in sheet.scales)])
+            + " |"
+        )
         lines = [header, "|---" + "|---:" * len(sheet.scales) + "|"]
         for line in sheet.lines:
             if not line.published and line.metric != "PSNR, dB":

@@ -73,7 +73,7 @@ def load(
             8 bits per channel), "float32", "bfloat16", "float16".
         memory: what the network may work in, in bytes or as "4G"; by default a share of what is free. The input and the
             picture that is returned are held in addition.
-        direct: ask the network for every pixel, at scale 1 and at any above. By default it paints at most at FARTHEST
+        direct: ask the network for every pixel, at scale 1 and at any above. By default it paints at x4 at most
             and bicubic interpolation goes on from there, which is a little better on photographs and much faster.
 
     Raises ModelError for the model, MemoryBudgetError where it does not fit into memory, UsageError for the rest.
@@ -87,8 +87,8 @@ def load(
 
 
 class Upscaler:
-    """A model on a device. Pictures may be given as PIL images, numpy arrays or ``images.Picture``; each kind comes
-    back."""
+    """A model on a device. Pictures may be given as PIL images, which come back as such, as numpy arrays or as
+    ``images.Picture``, for both of which arrays come back."""
 
     def __init__(
         self, model: str | Path, device: torch.device, precision: str, memory_bytes: int | None, farthest: float

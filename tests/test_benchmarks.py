@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import io
+import shutil
 import tarfile
 import threading
 import zipfile
@@ -285,6 +286,10 @@ def test_a_fetched_set_is_found_and_not_fetched_again(serve: Callable[..., Any],
     fetch_missing(["set5"], [], notes)
     assert len(server.ranges) == 1
     assert not list((fetching.data_folder() / "partial").glob("*.part*"))
+    shutil.rmtree(fetching.data_folder() / "Set5")
+    fetch_missing(["set5"], [], notes)
+    assert len(server.ranges) == 2
+    assert len(find("set5", [fetching.data_folder()]).truths) == 5
 
 
 def test_a_set_that_is_in_the_data_folder_is_not_fetched(serve: Callable[..., Any], tmp_path: Path) -> None:
@@ -314,7 +319,10 @@ def test_another_file_than_the_expected_one_is_not_unpacked(serve: Callable[...,
 
 def test_an_archive_without_the_set_or_with_too_few_pictures_is_refused(serve: Callable[..., Any]) -> None:
     serve(tar_of(dict(list(SET5.items())[:3])))
-    with pytest.raises(InputError, match="Set5: 3 pictures came, not 5"):
+    with pytest.raises(InputError, match="Set5/HR: 3 pictures came, not 5"):
+        fetch_missing(["set5"], [], Notes())
+    serve(tar_of({**SET5, "benchmark/Set5/LR_bicubic/X2/p0x2.png": png(0)}))  # as an archive that was cut off
+    with pytest.raises(InputError, match="Set5/LR_bicubic/X2: 1 pictures came, not 5"):
         fetch_missing(["set5"], [], Notes())
     serve(tar_of({"benchmark/readme.txt": b"nothing"}))
     with pytest.raises(InputError, match="no pictures of a known set"):
@@ -338,7 +346,7 @@ def test_members_that_lead_elsewhere_are_passed_over(tmp_path: Path) -> None:
     archive.parent.mkdir(parents=True)
     archive.write_bytes(tar_of({**SET5, **bad}, link, hard))
     cache = tmp_path / "in" / "deep" / "cache"
-    assert unpack(archive, cache) == 5
+    assert unpack(archive, cache) == ["Set5/HR"]
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["in/deep/a.tar", *(f"in/deep/cache/Set5/HR/p{number}.png" for number in range(5))]
 

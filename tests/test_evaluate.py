@@ -319,6 +319,30 @@ def test_methods_of_one_name_are_told_apart_and_one_named_twice_is_one(tmp_path:
     methods = load_methods([str(first), str(run / "net.pth"), str(run), str(first)], ["bicubic", "bicubic"])
     assert [method.name for method in methods] == ["net", "net (2)", "run", "bicubic"]
     assert methods[0].identity == methods[2].identity != methods[1].identity
+    numbered = tmp_path / "net (2).safetensors"
+    numbered.write_bytes(first.read_bytes())
+    methods = load_methods([str(first), str(numbered), str(run / "net.pth")], [])
+    assert [method.name for method in methods] == ["net", "net (2)", "net (3)"]
+
+
+def test_a_model_that_is_written_while_it_is_read_is_known_by_what_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tiny(tmp_path / "net.safetensors", {"name": "liif", "args": {"encoder_spec": encoder(scale=2)}})
+    (expected,) = load_methods([str(first)], [])
+    later, before = first.read_bytes(), checkpoint.load
+
+    def load_then_write(path: Path) -> Any:
+        loaded = before(path)
+        first.write_bytes(later)
+        return loaded
+
+    other = tiny(tmp_path / "other.safetensors", {"name": "liif", "args": {"encoder_spec": encoder(scale=3)}})
+    first.write_bytes(other.read_bytes())
+    monkeypatch.setattr(checkpoint, "load", load_then_write)
+    (method,) = load_methods([str(first)], [])
+    assert method.identity == expected.identity
+    assert method.engine.model.native_scale == 2
 
 
 def test_what_cannot_be_scored_is_refused_by_name() -> None:
@@ -387,6 +411,23 @@ def test_a_score_is_known_only_for_the_same_picture_method_and_protocol(photos: 
     (photos / "a.png").write_bytes((photos / "b.png").read_bytes())
     scores_of(work_of(photos, [method], [2.0]), known=known)
     assert method.painted == 5
+    of_more, of_less = (load_methods([str(TINY)], [], memory=memory)[0].identity for memory in ("2G", "1G"))
+    assert of_more != of_less  # which took another time
+
+
+def test_what_was_scored_is_kept_when_a_picture_disappears(
+    photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Removing(Counted):
+        def paint(self, low_res: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+            (photos / "b.png").unlink(missing_ok=True)
+            return super().paint(low_res, size)
+
+    monkeypatch.setattr("liif_cli.evaluate.load_methods", lambda *_, **__: [Removing()])
+    ran = liif("--dataset", photos, "--scales", "2,3")
+    assert ran.exit_code == 1
+    assert "b.png: cannot be read any more: No such file" in ran.stderr
+    assert len(Scorebook(cache / "eval" / "scores.jsonl").read()) >= 1
 
 
 def test_a_score_is_known_only_for_the_same_low_resolution_file(photos: Path) -> None:
@@ -549,6 +590,25 @@ def test_a_benchmark_of_which_pictures_are_missing_is_not_held_against_published
     assert "Set5 has 5 pictures, not 4, so that nothing in print compares." in ran.stdout
 
 
+def test_a_folder_of_a_benchmarks_name_is_not_held_against_published_scores(photos: Path, tmp_path: Path) -> None:
+    for below in ("Set14", "DIV2K/HR"):
+        (tmp_path / below).mkdir(parents=True)
+        (tmp_path / below / "a.png").write_bytes((photos / "a.png").read_bytes())
+        folder = tmp_path / Path(below).parts[0]
+        ran = liif("--dataset", folder, "--scales", "2", "-m", "none", "--published", "--markdown")
+        assert "| bicubic |" in ran.stdout
+        assert "in print" not in ran.stdout.replace("nothing in print compares", "")
+
+
+def test_outputs_may_lie_in_the_reports_folder(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = liif("--dataset", photos, "--scales", "2", "-m", "none", "--report", out, "--csv", out / "scores.csv")
+    assert ran.exit_code == 0
+    assert {path.name for path in out.iterdir()} == {"index.html", "scores.csv"}
+    assert ".curve" in (out / "index.html").read_text()  # with one scale, its section is hidden by the page's style
+    assert '<figure class="curve">' not in (out / "index.html").read_text()
+
+
 def test_equal_pictures_are_infinitely_good_and_the_json_stays_json(tmp_path: Path) -> None:
     Image.new("RGB", (40, 40), (9, 99, 199)).save(tmp_path / "flat.png")
     ran = liif("--dataset", tmp_path, "--scales", "2", "-m", "none", "--json", "-")
@@ -637,6 +697,15 @@ def test_lpips_is_given_pictures_from_minus_one_to_one_and_shown_beside(
         Lpips()(white[:, :20], black[:, :20])
     ran = liif("--dataset", photos, "--scales", "2", "-m", "none", "--lpips", "--csv", "-")
     assert all(0 < float(row["lpips"]) < 1 for row in csv.DictReader(io.StringIO(ran.stdout)))
+    ran = liif("--dataset", photos, "--scales", "2", "-m", "none", "--lpips", "--report", photos.parent / "page")
+    said = "PSNR in decibels, then SSIM (1 is the original itself), then LPIPS (0 is the original itself), then seconds"
+    assert said in (photos.parent / "page" / "index.html").read_text()
+    (photos / "b.png").unlink()
+    Image.new("RGB", (60, 34)).save(photos / "small.png")
+    ran = liif("--dataset", photos, "--scales", "2", "-m", "none", "--lpips")
+    assert ran.exit_code == 1
+    assert "small.png: too small for x2: of its shorter side of 34 pixels 30 are left" in ran.stderr
+    assert "32 are needed" in ran.stderr
 
 
 def test_an_error_of_painting_names_the_picture_and_the_model(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

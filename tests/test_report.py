@@ -28,7 +28,7 @@ FLAGS = [
 ]  # fmt: skip
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the report in")
 
-NASTY = "</script><script>alert(1)</script>&\"'.png"
+NASTY = "</script><script>alert(1)</script>&\"'{{tables}}.png"
 
 
 class Made(NamedTuple):
@@ -68,7 +68,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(made: Made) -> None:
     assert [path.name for path in made.page.parent.iterdir()] == ["index.html"]
     assert "default-src 'none'" in text
     assert not re.search(r"https?:|//\w+\.|@import|url\(", text)
-    assert "{{" not in text
+    assert "{{" not in text.replace("{{tables}}.png", "")  # a picture's name
     assert made.page.stat().st_size < 1_500_000
 
 

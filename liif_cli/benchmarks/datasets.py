@@ -29,7 +29,7 @@ from liif_cli.resize import matlab_bicubic, matlab_reduce, pil_bicubic, torch_bi
 Array = NDArray[Any]
 Size = tuple[int, int]  # (height, width)
 
-_LEAST_SIDE = 11  # of what is scored: SSIM's window
+LEAST_SIDE = 11  # of what is scored: SSIM's window
 
 
 class Known(NamedTuple):
@@ -82,10 +82,10 @@ class Dataset(NamedTuple):
     expected: int = 0  # pictures that a benchmark has; 0 where that is not known
 
     @property
-    def is_whole(self) -> bool:
-        """Whether nothing of a benchmark is missing, nor added, so that its means can be held against published
-        ones."""
-        return len(self.truths) == (self.expected or len(self.truths))
+    def is_benchmark(self) -> bool:
+        """Whether it is one of the literature and nothing of it is missing, nor added, so that its means can be held
+        against published ones."""
+        return 0 < self.expected == len(self.truths)
 
     def source(self, scale: float, protocol: Protocol) -> str:
         """Where low-resolution pictures come from: "files", or what makes them."""
@@ -98,8 +98,8 @@ class Dataset(NamedTuple):
         folder = self.low_res / f"X{scale:g}"
         return folder if is_folder(folder) else None
 
-    def check(self, scale: float, protocol: Protocol) -> None:
-        """Look at every picture's size, without decoding it.
+    def check(self, scale: float, protocol: Protocol, least_side: int = LEAST_SIDE) -> None:
+        """Look at every picture's size, without decoding it; ``least_side`` must be left to score.
 
         Raises InputError for a file that is missing, for sizes that do not belong together, and for a scale too large
         to leave something to score.
@@ -108,7 +108,7 @@ class Dataset(NamedTuple):
         for truth in self.truths:
             sides = _sides(truth.path)
             if sides is not None:
-                _check_side(truth, sides[0], scale, border)
+                _check_side(truth, sides[0], scale, border, least_side)
             if path := self.low_res_file(truth, scale, protocol):
                 low = _sides(path)
                 if sides is not None and low is not None:
@@ -137,7 +137,7 @@ class Dataset(NamedTuple):
         """
         whole = read_rgb(truth.path) if high_res is None else high_res
         height, width = whole.shape[:2]
-        _check_side(truth, min(height, width), scale, protocol.shave(scale, self.rgb))
+        _check_side(truth, min(height, width), scale, protocol.shave(scale, self.rgb), LEAST_SIDE)
         path = self.low_res_file(truth, scale, protocol)
         if path is not None:
             low_res = read_rgb(path)
@@ -259,12 +259,12 @@ def _sorted(size: Sequence[int]) -> Size:
     return min(size[0], size[1]), max(size[0], size[1])
 
 
-def _check_side(truth: Truth, side: int, scale: float, border: int) -> None:
+def _check_side(truth: Truth, side: int, scale: float, border: int, least: int) -> None:
     left = round(math.floor(side / scale + 1e-9) * scale) - 2 * border
-    if left < _LEAST_SIDE:
+    if left < least:
         raise InputError(
             f"{truth.path}: too small for x{scale:g}: of its shorter side of {side} pixels {max(0, left)} are left"
-            f" without the border of {border}, and {_LEAST_SIDE} are needed; use a smaller scale or larger pictures"
+            f" without the border of {border}, and {least} are needed; use a smaller scale or larger pictures"
         )
 
 

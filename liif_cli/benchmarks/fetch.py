@@ -25,6 +25,7 @@ from typing import IO, NamedTuple
 from liif_cli.benchmarks.datasets import KNOWN
 from liif_cli.errors import InputError, LiifError, ModelError
 from liif_cli.files import atomic_path, cannot_write
+from liif_cli.protocol import MATLAB_SCALES
 from liif_cli.weights.cache import cache_folder, sha256_of
 from liif_cli.weights.download import MismatchError, Wanted, Watcher, download, forget
 
@@ -90,7 +91,7 @@ def fetch(source: Source, folder: Path, watcher: Watcher) -> None:
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(partial.with_suffix(".lock")):
-            if record.is_file():
+            if record.is_file() and _is_there(record, folder):
                 return
             watcher.note(f"fetching {source.url}")
             try:
@@ -106,19 +107,27 @@ def fetch(source: Source, folder: Path, watcher: Watcher) -> None:
             if source.sha256 is None:
                 watcher.note(f"{source.name}: no checksum of it is known; what came has sha256 {sha256}")
             try:
-                pictures = unpack(partial, folder)
+                folders = unpack(partial, folder)
             except LiifError:
                 forget(partial)  # a damaged archive would only be found damaged again
                 raise
             with atomic_path(record, overwrite=True) as temporary:
-                temporary.write_text(json.dumps({"url": source.url, "sha256": sha256, "pictures": pictures}) + "\n")
+                temporary.write_text(json.dumps({"url": source.url, "sha256": sha256, "folders": folders}) + "\n")
             forget(partial)
     except OSError as error:
         raise cannot_write(folder, error) from error
 
 
-def unpack(archive: Path, folder: Path) -> int:
-    """Unpack the known pictures of a tar or zip archive into ``folder``; the number of them.
+def _is_there(record: Path, folder: Path) -> bool:
+    """Whether what was unpacked from an archive has not been deleted since."""
+    try:
+        return all((folder / name).is_dir() for name in json.loads(record.read_text())["folders"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def unpack(archive: Path, folder: Path) -> list[str]:
+    """Unpack the known pictures of a tar or zip archive into ``folder``; the folders of them, below it.
 
     Files that are there already are left as they are. Raises InputError for an archive that is damaged, holds none or
     holds more than it can.
@@ -141,12 +150,11 @@ def unpack(archive: Path, folder: Path) -> int:
         if not count:
             raise InputError(f"{archive}: no pictures of a known set in it")
         _check_counts(staged)
-        _move(staged, folder)
+        return _move(staged, folder)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{archive}: a damaged archive ({error}); fetch it again") from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    return count
 
 
 def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
@@ -168,16 +176,19 @@ def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
 
 def _check_counts(staged: Path) -> None:
     for known in KNOWN.values():
-        found = len(list((staged / known.high_res).glob("*.png")))
-        if found and found != known.pictures:
-            raise InputError(f"{known.title}: {found} pictures came, not {known.pictures}; fetch it again")
+        for folder in (known.high_res, *(f"{known.low_res}/X{scale:g}" for scale in MATLAB_SCALES)):
+            found = len(list((staged / folder).glob("*.png")))
+            if found and found != known.pictures:
+                raise InputError(f"{folder}: {found} pictures came, not {known.pictures}; fetch it again")
 
 
-def _move(staged: Path, folder: Path) -> None:
+def _move(staged: Path, folder: Path) -> list[str]:
     """Put folders of pictures in place, each at once; the low-resolution ones first, since the others say "here"."""
-    leaves = {path.parent for path in staged.rglob("*.png")}
-    for leaf in sorted(leaves, key=lambda path: (path.name.endswith("HR"), path)):
-        target = folder / leaf.relative_to(staged)
+    leaves = sorted({path.parent for path in staged.rglob("*.png")}, key=lambda path: (path.name.endswith("HR"), path))
+    names = [leaf.relative_to(staged).as_posix() for leaf in leaves]
+    for leaf, name in zip(leaves, names, strict=True):
+        target = folder / name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             leaf.rename(target)
+    return names

@@ -195,6 +195,7 @@ def evaluate(
     [bold]Two models on your own photographs, to look at:[/bold]
       liif eval --dataset photos/ --scales 2.5,4 -m default -m run/ --report out
     """
+    from liif_cli.benchmarks.datasets import LEAST_SIDE
     from liif_cli.evaluate import Work, load_methods, parse_scales, summarise
     from liif_cli.evaluate import evaluate as scores_of
     from liif_cli.protocol import Protocol
@@ -210,23 +211,23 @@ def evaluate(
         raise UsageError("--json -, --csv - and --markdown exclude each other: there is one standard output")
     if len(set(files)) < len(files):
         raise UsageError(f"--json {json_file} --csv {csv_file}: are one file; name two")
+    if save_images is not None:
+        _check_apart(save_images, _parts(dataset))
     _check_outputs(files, [folder for folder in (report, save_images) if folder is not None])
     if report is not None:
         _check_page(report / "index.html")
-    if save_images is not None:
-        _check_apart(save_images, _parts(dataset))
     sets = _find(_parts(dataset), data, fetch, quiet)
     kernels = [name for name in _parts([baselines]) if name != "none"]
     methods = load_methods(
         model or ["default"], kernels, device=device, precision=precision, memory=memory, ensemble=ensemble
     )
     work = Work(methods, sets, factors, protocol)
-    work.check()
     perceptual = None
     if lpips:
         from liif_cli.perceptual import Lpips
 
         perceptual = Lpips()
+    work.check(LEAST_SIDE if perceptual is None else perceptual.LEAST_SIDE)
     book = Scorebook(cache_folder() / "eval" / "scores.jsonl")
     known = book.read() if resume else {}
     scores: list[Score] = []
@@ -259,7 +260,10 @@ def evaluate(
                 progress.scored(score, verbose=verbose)
         except (KeyboardInterrupt, LiifError):
             if book.is_kept and scores:
-                progress.note(f"{len(scores)} of {work.count} scores are kept; the same command with --resume goes on")
+                anew = ", but paints all pictures again for --save-images" if save_images is not None else ""
+                progress.note(
+                    f"{len(scores)} of {work.count} scores are kept; the same command with --resume goes on{anew}"
+                )
             raise
         finally:
             stream.close()
@@ -270,7 +274,7 @@ def evaluate(
             progress.note(
                 f"the same as the truth, so that means are infinite: {', '.join(same)}; leave flat pictures out"
             )
-        printed = {each.title: in_print(each.title) for each in sets if protocol.is_published and each.is_whole}
+        printed = {each.title: in_print(each.title) for each in sets if protocol.is_published and each.is_benchmark}
     from liif_cli import tables
 
     shown = printed if published else {}
@@ -288,8 +292,8 @@ def evaluate(
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console = Console(highlight=False, width=160)  # a pipe has no edge to wrap at
         tables.show(console, tables.sheets(rows, work, shown))
-        if published and not protocol.is_published:
-            progress.note("scores in print are left out: this is not the protocol they were made by")
+    if published and not protocol.is_published:
+        progress.note("scores in print are left out: this is not the protocol they were made by")
     if report is not None:
         page = write_report(report, rows, scores, details, printed)
         progress.note(f"report: {page}")
@@ -332,8 +336,6 @@ def _check_outputs(files: Sequence[Path], folders: Sequence[Path]) -> None:
     """Say what cannot be written before any work is done."""
     from liif_cli.files import cannot_write, check_target
 
-    for path in files:
-        check_target(path, overwrite=True)
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -341,6 +343,8 @@ def _check_outputs(files: Sequence[Path], folders: Sequence[Path]) -> None:
             raise cannot_write(folder, error) from error
         if not os.access(folder, os.W_OK):
             raise OutputError(f"{folder}: no permission to write in this folder; name another one")
+    for path in files:  # which may lie in one of them
+        check_target(path, overwrite=True)
 
 
 def _check_page(path: Path) -> None:

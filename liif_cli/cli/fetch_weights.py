@@ -77,8 +77,9 @@ def fetch_weights(
 ) -> None:
     """Download, convert and check models.
 
-    Every file is verified against its checksum, read without running any code in
-    it, checked against its network and stored as .safetensors. Interrupted
+    Files of the list are verified against their checksums, your own against
+    --sha256, if given. All are read without running any code in them, checked
+    against their networks and stored as .safetensors. Interrupted
     downloads are resumed. Without a connection, the error message says where to
     get the file and where to put it; do that and run the command again.
 

@@ -269,7 +269,7 @@ def upscale(
 
     The colour profile, EXIF, 16 bits, transparency and the frames of animations
     are kept where the format has room for them. A format that cannot hold the
-    depth, the transparency or the frames is refused.
+    depth, the transparency or the frames is refused; GIF makes do with 256 colours.
     """
     _check_usage(inputs or [], files_from, output, as_json=as_json)
     if overwrite and skip_existing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,7 +21,7 @@ from liif_cli.files import atomic_path
 from liif_cli.published import Rows
 from liif_cli.report.curves import draw_curves
 from liif_cli.report.details import Details
-from liif_cli.tables import Sheet, sheets
+from liif_cli.tables import Sheet, seconds, sheets
 
 __all__ = ["MADE_BY", "Details", "write_report"]
 
@@ -45,14 +46,18 @@ def write_report(
         "lead": html.escape(_lead(rows)),
         "curves": "\n".join(
             draw_curves(dataset.title, rows, printed.get(dataset.title, {})) for dataset in work.datasets
+        ).strip(),
+        "cell": ", then ".join(
+            ["PSNR in decibels", "SSIM (1 is the original itself)"]
+            + ["LPIPS (0 is the original itself)"] * any(row.lpips is not None for row in rows)
+            + ["seconds per picture"]
         ),
         "tables": "\n".join(_table(sheet, rows, work) for sheet in tables),
         "version": html.escape(__version__),
         "data": _as_script(details.as_json(scores)),
     }
     page = (resources.files("liif_cli.report") / "page.html").read_text(encoding="utf-8")
-    for name, text in parts.items():
-        page = page.replace("{{" + name + "}}", text)
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)  # once: names may look like it
     path = folder / "index.html"
     with atomic_path(path, overwrite=True) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
@@ -93,8 +98,9 @@ def _table(sheet: Sheet, rows: Sequence[Row], work: Work) -> str:
     escape = html.escape
     found = {(row.method, row.scale): row for row in rows if row.dataset == sheet.dataset}
     best = {line.method: line.best for line in sheet.lines if line.metric == "PSNR, dB"}
+    count = f"{sheet.images} picture{'s'[: sheet.images != 1]}"
     out = [
-        f'<figure class="table"><figcaption><h3>{escape(sheet.dataset)}</h3> {sheet.images} pictures</figcaption>',
+        f'<figure class="table"><figcaption><h3>{escape(sheet.dataset)}</h3> {count}</figcaption>',
         '<div class="scroll" tabindex="0" role="region" aria-label="Scores on ' + escape(sheet.dataset) + '"><table>',
         '<thead><tr><th scope="col">Method</th>',
         *(f'<th scope="col">×{scale:g}</th>' for scale in sheet.scales),
@@ -126,7 +132,7 @@ def _cell(row: Row, best: bool) -> str:
     small = [f"{row.ssim:.4f}"]
     if row.lpips is not None:
         small.append(f"{row.lpips:.4f}")
-    small.append(f"{row.seconds:.2f} s")
+    small.append(f"{seconds(row)} s")
     strong = f"<strong>{psnr}</strong>" if best else f"<span>{psnr}</span>"
     return f"<td>{strong}{''.join(f'<small>{text}</small>' for text in small)}</td>"
 

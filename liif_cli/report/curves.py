@@ -37,7 +37,7 @@ def draw_curves(title: str, rows: Sequence[Row], printed: Rows) -> str:
     for name, values in printed.items():
         points = {scale: value for scale, value in values.items() if scale in scales}
         if len(points) > 1 and name not in own:
-            drawn.append(Curve(f"{name}, in print", points, f"printed p{sum('printed' in c.style for c in drawn) % 4}"))
+            drawn.append(Curve(f"{name}, in print", points, f"printed p{sum('printed' in c.style for c in drawn) % 8}"))
     legend = "".join(
         f'<li><svg viewBox="0 0 28 8" aria-hidden="true"><path class="line {curve.style}" d="M1 4H27"/></svg>'
         f"{html.escape(curve.name)}</li>"

@@ -132,7 +132,7 @@ def choose(dataset: Dataset, scales: Sequence[float], count: int) -> list[Detail
 def _richest(dataset: Dataset, truth: Truth, image: Array) -> Detail:
     """The square of a picture with the most energy in edges of one direction."""
     height, width = (min(SIDE, side) for side in image.shape[:2])
-    grey = image.mean(axis=2)
+    grey = image.mean(axis=2, dtype=np.float32)
     down, across = np.gradient(grey)
     # The structure tensor of each neighbourhood; the difference of its eigenvalues is what has a direction.
     xx, yy, xy = (_means(plane, _NEIGHBOURHOOD) for plane in (across * across, down * down, across * down))

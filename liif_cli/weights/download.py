@@ -35,7 +35,7 @@ _TEMPORARY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _TUNNEL = re.compile(r"Tunnel connection failed: (\d+)")
 _MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<[!?A-Za-z]")
-_WEB_PAGE = "answers with a web page, not a checkpoint (a page to confirm, to sign in or about an error)"
+_WEB_PAGE = "answers with a web page, not the file (a page to confirm, to sign in or about an error)"
 
 
 @dataclass(frozen=True)

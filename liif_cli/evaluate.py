@@ -303,7 +303,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
     try:
         stamp = path.stat()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read any more: {error.strerror}; put it back, and begin again") from error
+        raise _Unreadable(f"{path}: cannot be read any more: {error.strerror}; put it back, and begin again") from error
     return str(path.resolve()), stamp.st_size, stamp.st_mtime_ns
 
 
@@ -344,7 +344,14 @@ def evaluate(
         if truth.path in unreadable and not dataset.all_count:
             return []
         wanted = any(keeper.wants(dataset, truth) for keeper in keepers)
-        keys = [key(method, dataset, truth, scale, protocol, perceptual is not None) for method in work.methods]
+        try:
+            keys = [key(method, dataset, truth, scale, protocol, perceptual is not None) for method in work.methods]
+        except _Unreadable as error:
+            if dataset.all_count:
+                raise
+            unreadable.add(truth.path)
+            left_out(truth, error)
+            return []
         return [(m, name, None if wanted else known.get(name)) for m, name in zip(work.methods, keys, strict=True)]
 
     with _pool() as reader, _pool() as scorer:

@@ -60,6 +60,7 @@ from liif_cli.jobs import (
     output_size,
     pipe,
     refuse_idle_quality,
+    refuse_original,
     standard_format,
     standard_input,
 )
@@ -202,6 +203,7 @@ class _Batch:
         size = output_size(_first(picture).size, self.options)
         output = job.output(self.options, size)
         assert output is not None
+        refuse_original(job.source.path, output)
         return _Painting(_Task(job, picture, size, output, started), self.upscaler, self.options, self.limit_process)
 
     def painted(self, job: Job, share: float) -> None:
@@ -231,15 +233,25 @@ class _Batch:
         self.reader.close()
         self.writer.close()
         whole = {future: painting.task.job for painting, future in self.paintings if painting.complete}
-        for future in wait(whole, timeout=SHORT_S).not_done:
-            with suppress(OSError):  # as below
-                self.listener.finishing(whole[future])
-        self.writer.join()
+        with self._writer_waited_for():
+            for future in wait(whole, timeout=SHORT_S).not_done:
+                with suppress(OSError):  # as below
+                    self.listener.finishing(whole[future])
         self.reader.join(LOOK_S)
         for painting, future in self.paintings:
             if painting.complete and future.done() and future.exception() is None:
                 with suppress(OSError, LiifError):  # whoever listens may be why this is the end
                     self.report(future.result())
+
+    @contextmanager
+    def _writer_waited_for(self) -> Iterator[None]:
+        """Whatever happens meanwhile: an interruption that comes now, too, must leave no unfinished file."""
+        try:
+            yield
+            self.writer.join()
+        except BaseException:
+            self.writer.join()
+            raise
 
 
 class _Worker:
@@ -328,12 +340,12 @@ def _read(
         output = job.output(options, output_size(header.size, options))
         if output is not None and _is_done(output, options):
             return _There(output)
-    if header is not None and limit_bytes is not None and header.bytes > limit_bytes:
+    if header is not None and limit_bytes is not None and header.reading_bytes > limit_bytes:
         raise MemoryBudgetError(
-            f"{job.source.path}: its pixels alone take {-(-header.bytes // MIB)} MiB, and --memory allows"
+            f"{job.source.path}: to read it takes {-(-header.reading_bytes // MIB)} MiB, and --memory allows"
             f" {limit_bytes // MIB} MiB; raise it"
         )
-    if header is not None and most_bytes is not None and header.bytes > most_bytes:
+    if header is not None and most_bytes is not None and header.reading_bytes > most_bytes:
         return _Later()
     if header is None or header.frames > 1:
         animation = read_animation(_from_start(source), max_pixels=limit)

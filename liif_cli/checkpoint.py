@@ -134,6 +134,12 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _read_official(path: Path) -> Checkpoint:
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                    raise ModelError(
+                        f"{path}: refused: a compressed archive, which torch.save does not write; unpack it"
+                    )
         with quiet():  # of pickle protocols; what cannot be read is an error
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

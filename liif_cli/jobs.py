@@ -7,6 +7,7 @@ plan depends on them.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import glob
 import io
 import os
@@ -459,6 +460,16 @@ def preview(job: Job, options: Options) -> Preview:
     return Preview(path, output, header.size, size, header.frames)
 
 
+def refuse_original(source: Path | io.BytesIO, output: Path) -> None:
+    """Raise OutputError where an output is, by way of a link, the picture that it is made of: who wants that replaced
+    gives its own name."""
+    if not isinstance(source, Path) or source == STANDARD or output == STANDARD or not is_file(output):
+        return
+    with contextlib.suppress(OSError):
+        if source.samefile(output) and source.absolute() != output.absolute():
+            raise OutputError(f"{output}: leads to the input, {source}; name another output with -o")
+
+
 def _stays(output: Path, options: Options) -> bool:
     return options.skip_existing and output != STANDARD and is_file(output)
 
@@ -480,10 +491,11 @@ def output_size(image: Size, options: Options) -> Size:
 def _check_preview(source: Path | io.BytesIO, output: Path, size: Size, header: Header, options: Options) -> None:
     if output != STANDARD and is_file(output) and not options.overwrite:
         raise occupied(output)
+    refuse_original(source, output)
     # Folders that the run itself would make: the question goes to the nearest one that is there.
     folder = output.parent
     if job_makes(folder, options):
-        while not is_folder(folder):
+        while not is_folder(folder) and folder != folder.parent:
             folder = folder.parent
     asked = output if folder == output.parent else temporary_beside(folder / output.name)
     wanted = options.format or output.suffix

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,15 @@ class Malicious:
 
     def __reduce__(self):
         return open, (str(self.victim), "w")
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
+    torch.save({"model": {**SPEC, "sd": {"zeros": torch.zeros(1000)}}}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as source, zipfile.ZipFile(tmp_path / "b.pth", "w", 8) as deflated:
+        for record in source.infolist():
+            deflated.writestr(record.filename, source.read(record))
+    with pytest.raises(ModelError, match=r"b\.pth: refused: a compressed archive"):
+        checkpoint.read(tmp_path / "b.pth")
 
 
 @pytest.mark.parametrize("how", ["torch", "legacy", "pickle"])

@@ -393,8 +393,8 @@ def test_the_next_mirror_goes_on_where_the_first_broke_off(server: Server, parti
         (status(404), "answers 404 Not Found"),
         (status(403), "answers 403 Forbidden"),
         (status(503), "answers 503 Service Unavailable"),
-        (page(), "a web page, not a checkpoint"),
-        (page(" \n<html>".ljust(len(CONTENT)), "application/octet-stream"), "a web page, not a checkpoint"),
+        (page(), "a web page, not the file"),
+        (page(" \n<html>".ljust(len(CONTENT)), "application/octet-stream"), "a web page, not the file"),
         (whole(CONTENT[:-1]), "299,999 bytes, not 300,000"),
         (whole(CONTENT[:-1] + b"x"), "the checksum differs"),
         (broken_off(CONTENT, 0), "the connection (broke|ended)"),
@@ -840,7 +840,7 @@ def test_one_model_that_fails_does_not_keep_the_others_away(
     ran = fetch_weights("--all")
     assert ran.code == 3
     assert ran.out.startswith("tiny: downloaded")
-    assert "a web page, not a checkpoint" in ran.err
+    assert "a web page, not the file" in ran.err
     assert ran.err.endswith("1 of 2 models not fetched: bad\n")
     assert names(cache) == ["tiny.json", "tiny.safetensors"]
 

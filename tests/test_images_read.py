@@ -31,7 +31,7 @@ from liif_cli.images import (
     to_pil,
     write,
 )
-from liif_cli.images.tiff import first_table
+from liif_cli.images.tiff import first_table, metadata_of
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -119,6 +119,39 @@ def test_every_orientation_is_applied_and_forgotten(format: str, orientation: in
         again = Image.Exif()
         again.load(picture.exif)
         assert again.get(ORIENTATION, 1) == 1
+
+
+def test_a_thumbnail_of_plain_pixels_is_blanked() -> None:
+    strips = [b"first strip.", b"and a second"]
+    at = 8 + 2 + 4
+    data = at + 2 + 24 + 4
+    block = b"II*\0" + struct.pack("<IHI", 8, 0, at) + struct.pack("<H", 2)
+    block += struct.pack("<HHII", 0x0111, 4, 2, data) + struct.pack("<HHII", 0x0117, 4, 2, data + 8)
+    block += struct.pack("<I4I", 0, data + 16, data + 28, 12, 12) + b"".join(strips) + b"end"
+    picture = read(encode(Image.fromarray(corners()), "JPEG", exif=b"Exif\0\0" + block))
+    assert picture.exif is not None
+    assert picture.exif.endswith(bytes(24) + b"end")
+
+
+def test_without_libvips_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise ImportError("no module named pyvips")
+
+    monkeypatch.setattr(sys.modules["liif_cli.images.read"], "vips", missing)
+    with pytest.raises(InputError, match=r"needs libvips to be read: pip install 'pyvips\[binary\]'"):
+        read(encode(Image.fromarray(corners()), "TIFF"))
+
+
+def test_values_of_a_tiff_file_that_lie_in_the_same_bytes_do_not_fill_the_memory(tmp_path: Path) -> None:
+    length, count = 2**22, 40
+    head = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 1) + struct.pack("<HHII", 0x8769, 4, 1, 64)
+    inner = struct.pack("<H", count)
+    inner += b"".join(struct.pack("<HHII", 0x9286 + number, 7, length, 4096) for number in range(count))
+    path = tmp_path / "a.tif"
+    path.write_bytes((head.ljust(64, b"\0") + inner).ljust(4096, b"\0") + bytes(length))
+    with path.open("rb") as file:
+        tags = metadata_of(file)
+    assert length < len(tags["exif"]) < 2**27
 
 
 def test_the_stale_thumbnail_goes_and_the_rest_of_exif_stays_byte_for_byte() -> None:
@@ -879,6 +912,14 @@ def test_the_frames_of_a_gif_are_laid_over_each_other_as_browsers_do(content: by
     for frame, colours in zip(animation.frames, expected, strict=True):
         for pixel, colour in zip(frame.pixels[0].tolist(), colours, strict=True):
             assert pixel[3:] == [0] if colour == HOLE else pixel == colour[: frame.channels]
+
+
+def test_what_a_still_gif_does_not_cover_is_transparent() -> None:
+    content = gif(([1, 1], 1, None, 0))
+    still = read(content)
+    assert still.pixels[0].tolist() == [[0] * 4, GREEN, GREEN, [0] * 4]
+    assert read_header(io.BytesIO(content)).channels == 4
+    assert read(gif(([1] * 4, 0, None, 0))).pixels[0].tolist() == [GREEN[:3]] * 4
 
 
 def test_a_gif_that_clears_what_was_opaque_has_holes() -> None:

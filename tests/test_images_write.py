@@ -346,9 +346,40 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     """As a browser's saved page has one."""
     (tmp_path / "a_files").mkdir()
     (tmp_path / "a_files" / "style.css").write_text("")
-    with pytest.raises(OutputError, match="another name"):
-        write_in_bands(tmp_path / "a.dzi", picture(3), budget_bytes=HUGE, overwrite=True)
-    assert (tmp_path / "a_files" / "style.css").exists()
+    (tmp_path / "trip_files" / "2021").mkdir(parents=True)
+    (tmp_path / "trip_files" / "2021" / "mine.jpg").write_text("")
+    (tmp_path / "plain_files").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("a", "trip", "plain"):
+        with pytest.raises(OutputError, match="another name"):
+            write_in_bands(tmp_path / f"{name}.dzi", picture(3), budget_bytes=HUGE, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_tiles_that_cannot_be_put_back_are_left_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_in_bands(tmp_path / "a.dzi", picture(3, size=(300, 520)), budget_bytes=HUGE)
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if target == tmp_path / "a_files":
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OutputError):
+        write_in_bands(tmp_path / "a.dzi", picture(3, size=(20, 30)), budget_bytes=HUGE, overwrite=True)
+    assert len(list(tmp_path.rglob("10/*"))) == 6  # the older picture's largest level
+
+
+def test_a_disk_that_does_not_tell_how_much_is_free_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(path: Path) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("shutil.disk_usage", unknown)
+    write_in_bands(tmp_path / "a.png", picture(3), budget_bytes=HUGE)
+    assert (tmp_path / "a.png").exists()
 
 
 def test_a_large_tiff_is_a_tiled_pyramid_that_keeps_its_exif(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import torch
 from conftest import TINY, Cli, photo, save
 from PIL import Image, ImageCms, PngImagePlugin
 
-from liif_cli import checkpoint
+from liif_cli import checkpoint, jobs
+from liif_cli.sizing import Sizing
 
 
 def tree(folder: Path) -> set[str]:
@@ -416,13 +417,33 @@ def test_outputs_are_not_replaced_unless_asked(upscale: Cli, tmp_path: Path) -> 
         assert image.size == (64, 48)
 
 
+def test_an_output_that_leads_to_its_input_is_refused(upscale: Cli, tmp_path: Path) -> None:
+    content = save(tmp_path / "photo.png").read_bytes()
+    (tmp_path / "photo_x2.png").symlink_to("photo.png")
+    for more in ([], ["--dry-run"]):
+        ran = upscale("photo.png", "--scale", "2", "--overwrite", *more)
+        assert (ran.code, ran.err) == (
+            5,
+            "liif: photo_x2.png: leads to the input, photo.png; name another output with -o\n",
+        )
+    assert (tmp_path / "photo.png").read_bytes() == content
+
+
+def test_where_no_folder_can_be_seen_a_preview_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "photo.png")
+    monkeypatch.setattr(jobs, "is_folder", lambda path: False)
+    options = jobs.Options(Sizing(scale=2), output=tmp_path / "a" / "b", into_folder=True)
+    (job,) = jobs.plan_jobs([jobs.Source(tmp_path / "photo.png")], options).jobs
+    assert jobs.preview(job, options).output_size == (48, 64)  # it ends; what is wrong is found in the writing
+
+
 def test_pixels_that_are_more_than_the_memory_are_not_read(
     upscale: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (30_000, 20_000)).save(tmp_path / "large.png")
     ran = upscale("large.png", "--width", "100", "--memory", "1G", "--max-pixels", "1000000000")
     assert ran.code == 4
-    assert ran.err == "liif: large.png: its pixels alone take 1717 MiB, and --memory allows 1024 MiB; raise it\n"
+    assert ran.err == "liif: large.png: to read it takes 5150 MiB, and --memory allows 1024 MiB; raise it\n"
     pixels = np.random.default_rng(0).integers(0, 256, (3000, 3000, 4), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "veil.png", compress_level=1)
     monkeypatch.setattr("liif_cli.batch.within_process", lambda memory_bytes: 200 * 2**20)

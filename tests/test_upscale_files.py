@@ -196,6 +196,13 @@ def test_names_that_are_no_text(upscale: Cli, tmp_path: Path) -> None:
     assert ran.code == 0
     assert ran.raw.startswith(b"caf\xe9 \xff_x2.png")
     assert upscale("--files-from", "-", "--scale", "3", "--json", stdin=b"caf\xe9 \xff.png").code == 0
+    deep = tmp_path / os.fsdecode(b"b\xe9") / "deep.png"
+    deep.parent.mkdir()
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 99).save(deep)
+    for extension in ("png", "tif", "dzi"):
+        ran = upscale(str(deep.parent), "--scale", "2", "--format", extension, "--depth", "8", "-o", "out")
+        assert (ran.code, ran.err) == (0, "")
+    assert upscale("out/deep_x2.tif", "--scale", "2", "-o", "again.png").code == 0
 
 
 def test_standard_input_to_standard_output(upscale: Cli, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What each output format can hold, as one table, and the questions asked of it before any work is done."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,13 +132,19 @@ def check_output(
     # A pyramid's tiles are PNG files where JPEG does not hold them, and a third more than the picture.
     share = 0.33 if known.name == "DeepZoom" and (like.has_alpha or like.depth > 8) else known.share
     needed_bytes = size[0] * size[1] * like.channels * like.pixels.itemsize * share
-    free = shutil.disk_usage(target.parent).free
-    if free < needed_bytes:
+    try:
+        free = shutil.disk_usage(target.parent).free
+    except OSError:  # not every file system tells
+        free = None
+    if free is not None and free < needed_bytes:
         raise OutputError(
             f"{path}: about {_amount(needed_bytes)} are needed and {_amount(free)} are free on this disk; free some"
             " space or name another folder"
         )
     return known
+
+
+_TILE = re.compile(r"\d+_\d+\.(jpe?g|png)")
 
 
 def tiles_folder(path: Path) -> Path:
@@ -150,11 +157,21 @@ def check_tiles_folder(path: Path, target: Path, *, overwrite: bool) -> None:
     folder = tiles_folder(target)
     if not os.path.lexists(folder):
         return
-    # A browser's saved page has such a folder, too.
-    if not target.exists() and any(not item.name.isdecimal() for item in folder.glob("*")):
+    # A browser's saved page has such a folder, too, and photographs may lie in folders called by years.
+    if not target.exists() and not _are_tiles(folder):
         raise OutputError(f"{path}: its folder {folder} already exists and is no picture's; choose another name")
     if not overwrite:
         raise OutputError(f"{path}: its folder {folder} already exists; add --overwrite to replace it")
+
+
+def _are_tiles(folder: Path) -> bool:
+    """Whether a folder holds nothing but folders, one for each level, of tiles: 7/0_3.jpg."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    return all(
+        level.name.isdecimal() and level.is_dir() and all(_TILE.fullmatch(tile.name) for tile in level.glob("*"))
+        for level in folder.glob("*")
+    )
 
 
 def held_bytes(size: tuple[int, int], like: Picture) -> int:

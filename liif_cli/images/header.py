@@ -18,6 +18,7 @@ from liif_cli.images.read import (
     brands,
     check_pixels,
     decoding,
+    fills_screen,
     is_for_pillow,
     is_tiff,
     opened,
@@ -30,6 +31,10 @@ from liif_cli.images.read import (
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _CMYK_AND_LAB = ("CMYK", "LAB")
+# What reading takes for each byte of the pixels, at most, measured with 24 megapixels: what a decoder holds (Pillow
+# four bytes a pixel) and what it hands over. Of moving pictures one frame after the other is decoded.
+_READING = {"TIFF": 1.3, "JPEG": 2.8, "BMP": 2.8, "PNG": 3.0, "GIF": 3.0, "HEIF": 3.0, "AVIF": 3.5, "WEBP": 6.0}
+_READING_INKS, _READING_FRAMES = 4.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,19 @@ class Header:
     exif: bytes | None = None
     xmp: bytes | None = None
     iptc: bytes | None = None
+    inks: bool = False  # whether it is CMYK in the file
 
     @property
     def bytes(self) -> int:
         """What the pixels of all frames will take in memory."""
         return self.size[0] * self.size[1] * self.channels * (self.depth // 8) * self.frames
+
+    @property
+    def reading_bytes(self) -> int:
+        """About what is taken at most while they are read."""
+        if self.frames > 1:
+            return int(_READING_FRAMES * self.bytes)
+        return int((_READING_INKS if self.inks else _READING.get(self.format, _READING_INKS)) * self.bytes)
 
     def blank(self) -> Picture:
         """Return a picture of this kind that takes no memory, to ask `check_output` about; all of it is opaque."""
@@ -115,6 +128,7 @@ def _by_pillow(file: Opened) -> Header:
             exif,
             xmp,
             metadata.iptc_in(image.info),
+            image.mode in _CMYK_AND_LAB,
         )
 
 
@@ -122,6 +136,8 @@ def _channels(image: Image.Image) -> int:
     if image.mode in _CMYK_AND_LAB:
         return 3
     grey = image.mode in ("1", "L", "LA", "La", *_DEEP_MODES)
+    if not fills_screen(image):
+        return 4
     return (1 if grey else 3) + bool(image.has_transparency_data)
 
 

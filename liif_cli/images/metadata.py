@@ -19,7 +19,8 @@ ORIENTATION = 0x0112
 EXIF_DIRECTORY = 0x8769
 _WIDTHS = (0x0100, 0xA002)
 _HEIGHTS = (0x0101, 0xA003)
-_THUMBNAIL_START, _THUMBNAIL_LENGTH = 0x0201, 0x0202
+# Where a thumbnail begins and how long it is: of a JPEG, and of strips of plain pixels.
+_THUMBNAILS = ((0x0201, 0x0202), (0x0111, 0x0117))
 _SHORT, _LONG, _RATIONAL = 3, 4, 5
 _UNIT, _INCH, _CENTIMETRE = 0x0128, 2, 3
 _RESOLUTION = (0x011A, 0x011B, _UNIT)
@@ -51,6 +52,15 @@ class _Exif:
 
     def value(self, at: int) -> int:
         return self.number("H" if self.number("H", at + 2) == _SHORT else "I", at + 8)
+
+    def values(self, at: int) -> list[int]:
+        """All numbers of an entry, SHORT or LONG."""
+        kind, count = self.number("H", at + 2), self.number("I", at + 4)
+        size, code = (2, "H") if kind == _SHORT else (4, "I")
+        start = at + 8 if size * count <= 4 else self.number("I", at + 8)
+        if size * count > len(self.data):
+            raise ValueError("more numbers than there are bytes")
+        return [self.number(code, start + size * number) for number in range(count)]
 
     def quotient(self, at: int) -> float:
         if self.number("H", at + 2) != _RATIONAL:
@@ -121,14 +131,16 @@ def _drop_thumbnail(block: _Exif, directory: int) -> None:
     if not directory:
         return
     try:
-        found = {tag: block.value(at) for tag, at in block.entries(directory)}
+        wanted = {tag for pair in _THUMBNAILS for tag in pair}
+        found = {tag: block.values(at) for tag, at in block.entries(directory) if tag in wanted}
     except (ValueError, struct.error):
         return  # unlinking the directory is enough
-    start, length = found.get(_THUMBNAIL_START, 0), found.get(_THUMBNAIL_LENGTH, 0)
-    if start > directory and start + length == len(block.data):
-        del block.data[start:]  # where it nearly always lies; elsewhere it stays, unreferenced but blank
-    elif start > directory and start + length < len(block.data):
-        block.data[start : start + length] = bytes(length)
+    for starts, lengths in _THUMBNAILS:
+        for start, length in zip(found.get(starts, ()), found.get(lengths, ()), strict=False):
+            if start > directory and start + length == len(block.data):
+                del block.data[start:]  # where it nearly always lies; elsewhere it stays, unreferenced but blank
+            elif start > directory and start + length < len(block.data):
+                block.data[start : start + length] = bytes(length)
 
 
 def without_orientation(exif: bytes) -> bytes:

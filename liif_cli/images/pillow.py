@@ -13,6 +13,7 @@ from liif_cli.images.picture import Array, Picture
 from liif_cli.images.quiet import quiet, vips
 from liif_cli.images.tiff import JPEG_TABLES, first_table
 
+_STRIP_PIXELS = 2**20
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -34,7 +35,7 @@ def pixels_of(image: Image.Image, name: str) -> Array:
     if mode == "F":
         raise InputError(f"{name}: has floating-point samples; convert it to 8 or 16 bits per channel first")
     if mode == "CMYK":
-        return srgb_from_cmyk(np.asarray(image), image.info.get("icc_profile"))[0]
+        return srgb_from_cmyk(as_channels(image), image.info.get("icc_profile"))[0]
     if mode == "LAB":
         return np.asarray(_from_lab(image))
     plain = _plain_mode(image)
@@ -43,7 +44,15 @@ def pixels_of(image: Image.Image, name: str) -> Array:
 
 def as_channels(image: Image.Image) -> Array:
     """Return an image's samples, (H, W, C)."""
-    array = np.asarray(image)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if image.height <= rows:
+        array = np.asarray(image)
+    else:  # in strips: on the way Pillow holds all of what it hands over twice
+        first = np.asarray(image.crop((0, 0, image.width, rows)))
+        array = np.empty((image.height, *first.shape[1:]), first.dtype)
+        for top in range(0, image.height, rows):
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+            array[top : top + rows] = np.asarray(strip)
     return array[..., None] if array.ndim == 2 else array
 
 

@@ -8,6 +8,7 @@ InputError.
 import contextlib
 import importlib
 import io
+import os
 import stat
 import struct
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from PIL import (
 
 from liif_cli.errors import InputError
 from liif_cli.images import metadata
+from liif_cli.images.gif import parts
 from liif_cli.images.picture import Array, Picture
 from liif_cli.images.pillow import (
     dpi_of,
@@ -81,10 +83,17 @@ class Opened:
         to bottom: for anything else libvips would first unpack large ones into a file."""
         if self.path is not None:
             # By a source: libvips reads options out of brackets in a file name.
-            source = vips().Source.new_from_file(str(self.path))
+            source = _vips_here(self.name).Source.new_from_file(os.fsencode(self.path))
             return vips().Image.new_from_source(source, "", access="sequential", fail_on="error")
         self.stream.seek(0)
-        return vips().Image.new_from_buffer(self.stream.read(), "", access="sequential", fail_on="error")
+        return _vips_here(self.name).Image.new_from_buffer(self.stream.read(), "", access="sequential", fail_on="error")
+
+
+def _vips_here(name: str) -> Any:
+    try:
+        return vips()
+    except (ImportError, OSError) as error:
+        raise InputError(f"{name}: needs libvips to be read: pip install 'pyvips[binary]' ({error})") from error
 
 
 def read(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Picture:
@@ -106,6 +115,8 @@ def read(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Pict
                 image.load()
                 if image.format == "PNG" and png_depth(file) == 16:
                     return _read_deep_png(file, image)
+                if not fills_screen(image):
+                    return _on_screen(file, image.size)
                 return _lossless_webp(picture_of(image, file.name, str(image.format)), file)
 
 
@@ -237,6 +248,29 @@ def check_pixels(name: str, pixels: int, max_pixels: int | None) -> None:
             f"{name}: has {pixels / 1e6:,.0f} million pixels, more than the limit of {max_pixels / 1e6:,.0f} million; "
             "raise the limit (--max-pixels) if the file is to be trusted, or cut it into parts"
         )
+
+
+def fills_screen(image: Image.Image) -> bool:
+    """Whether the first frame of a GIF file covers all of the picture; true of what is no GIF."""
+    left, top, right, bottom = getattr(image, "dispose_extent", None) or (0, 0, *image.size)
+    return image.format != "GIF" or (
+        left <= 0 and top <= 0 and (right, bottom) >= image.size and bottom >= image.height
+    )
+
+
+def _on_screen(file: Opened, size: tuple[int, int]) -> Picture:
+    """The first frame of a GIF file where it lies in the picture, whose rest is transparent, as browsers have it.
+    Pillow fills that with a colour of the palette."""
+    part = next(parts(file.head(-1)))
+    with recognise(Opened(file.name, io.BytesIO(part.alone))) as image:
+        image.load()
+        frame = picture_of(image, file.name, "GIF", 1)
+    left, top, right, bottom = part.place
+    pixels = np.zeros((size[1], size[0], 4), np.uint8)
+    place = pixels[top:bottom, left:right]
+    place[..., :3] = frame.colour[: place.shape[0], : place.shape[1]]
+    place[..., 3] = 255 if frame.alpha is None else frame.alpha[: place.shape[0], : place.shape[1]]
+    return replace(frame, pixels=pixels)
 
 
 def _read_deep_png(file: Opened, image: Image.Image) -> Picture:

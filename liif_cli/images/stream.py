@@ -186,7 +186,7 @@ class Stream:
             self._save_tiff(image)
         else:
             # Not under its own name, of which libvips would read the end as options, or as the name of an archive.
-            image.dzsave(str(self._temporary / _PYRAMID), keep="icc", **self._options)
+            image.dzsave(os.fsencode(self._temporary / _PYRAMID), keep="icc", **self._options)
             for description in self._temporary.rglob("vips-properties.xml"):  # libvips's own, of no use to a viewer
                 description.unlink()
 
@@ -211,7 +211,7 @@ class Stream:
         options = dict(self._options, bigtiff=raw_bytes >= _BIG_BYTES)
         if max(bands.height, bands.width) > _PYRAMID_PX:
             options |= {"tile": True, "tile_width": 256, "tile_height": 256, "pyramid": True, "subifd": True}
-        image.tiffsave(str(self._temporary), **options)
+        image.tiffsave(os.fsencode(self._temporary), **options)
         # libvips would state 72 dots an inch by itself.
         if carried.exif is not None or carried.iptc is not None or carried.dpi is None:
             with self._temporary.open("r+b") as file:
@@ -377,7 +377,8 @@ def atomic_deepzoom(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 raise cannot_write(final, error) from error
             raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not old_tiles.exists() or tiles.exists():  # else they are all that is left of the picture that was there
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _put_back(tiles: Path, new_tiles: Path, old_tiles: Path) -> None:

@@ -239,11 +239,21 @@ def _entries(file: BinaryIO, layout: _Layout, at: int) -> tuple[list[tuple[int, 
     return [(struct.unpack_from(layout.order + "H", raw, at)[0], raw[at + 2 : at + length]) for at in starts], following
 
 
+_MOST_BYTES = 1 << 26  # of all values of a file
+
+
 def _tags_at(
-    file: BinaryIO, layout: _Layout, at: int, wanted: tuple[int, ...] | None, depth: int = 0
+    file: BinaryIO,
+    layout: _Layout,
+    at: int,
+    wanted: tuple[int, ...] | None,
+    depth: int = 0,
+    room: list[int] | None = None,
 ) -> dict[int, _Value]:
-    """Return the wanted entries of a directory (None: all) with their values; what is damaged is left out."""
+    """Return the wanted entries of a directory (None: all) with their values; what is damaged, or more than there is
+    ``room`` for, in bytes, is left out: many entries may name the same bytes."""
     tags = {}
+    room = [_MOST_BYTES] if room is None else room
     for tag, rest in _entries(file, layout, at)[0]:
         if wanted is not None and tag not in wanted:
             continue
@@ -251,29 +261,25 @@ def _tags_at(
         if tag in _DIRECTORIES:
             pointer = struct.unpack_from(layout.offset, field)[0]
             # Three levels are the most that make sense: picture, camera, interoperability. More is a circle.
-            if depth < 2 and (inner := _inner(file, layout, pointer, depth)):
+            if depth < 2 and (inner := _inner(file, layout, pointer, depth, room)):
                 tags[tag] = _Value(_LONG, 1, b"", inner)
         elif kind in _TYPE_BYTES:
             length = _TYPE_BYTES[kind] * count
-            content = field[:length] if length <= layout.room else _bytes_at(file, layout, field, length)
+            content = field[:length] if length <= layout.room else b""
+            if length > layout.room and length <= room[0]:
+                room[0] -= length
+                file.seek(min(struct.unpack(layout.offset, field)[0], (1 << 63) - 1))
+                content = file.read(length)
             if len(content) == length:
                 tags[tag] = _Value(kind, count, _in_order(content, kind, layout.order))
     return tags
 
 
-def _inner(file: BinaryIO, layout: _Layout, at: int, depth: int) -> dict[int, _Value]:
+def _inner(file: BinaryIO, layout: _Layout, at: int, depth: int, room: list[int]) -> dict[int, _Value]:
     try:
-        return _tags_at(file, layout, at, None, depth + 1)
+        return _tags_at(file, layout, at, None, depth + 1, room)
     except (struct.error, ValueError, OverflowError):
         return {}
-
-
-_LONGEST_VALUE = 1 << 26
-
-
-def _bytes_at(file: BinaryIO, layout: _Layout, field: bytes, length: int) -> bytes:
-    file.seek(min(struct.unpack(layout.offset, field)[0], (1 << 63) - 1))
-    return file.read(length) if length <= _LONGEST_VALUE else b""
 
 
 def _in_order(content: bytes, kind: int, order: str) -> bytes:

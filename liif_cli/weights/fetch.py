@@ -192,16 +192,19 @@ def _split(url: str) -> SplitResult:
     try:
         return urlsplit(url)
     except ValueError as error:  # what stands in brackets is no machine's
-        raise UsageError(f"--from {url}: is no address: {error}") from None
+        raise UsageError(f"--from: is no address: {error}") from None
 
 
 def _check_url(url: str, sha256: str | None) -> None:
     parts = _split(url)
     if parts.scheme not in _SCHEMES or not parts.hostname:
-        raise UsageError(f"--from {url}: expected an address that begins with https://, or a file")
+        raise UsageError(
+            f"--from {download.without_password(url)}: expected an address that begins with https://, or a file"
+        )
     if parts.scheme != "https" and sha256 is None:
         raise UsageError(
-            f"--from {url}: without https anyone on the way can change the file; add --sha256, or use https"
+            f"--from {download.without_password(url)}: without https anyone on the way can change the file; add"
+            " --sha256, or use https"
         )
 
 

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 
-from liif_cli.engine import MIB, is_out_of_memory, joined
+from liif_cli.engine import MIB, joined
 from liif_cli.errors import LiifError, MemoryBudgetError, OutputError
 from liif_cli.files import cannot_write, is_file, is_folder
 from liif_cli.images import (
@@ -64,6 +64,7 @@ from liif_cli.jobs import (
     standard_format,
     standard_input,
 )
+from liif_cli.out_of_memory import is_out_of_memory
 from liif_cli.sizing import Size
 from liif_cli.upscaler import MOST_BYTES, Upscaler, default_bytes, within_process
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from liif_cli.allocator import reused_memory
 from liif_cli.errors import InputError, LiifError, MemoryBudgetError, ModelError, RangeError
 from liif_cli.models import Field, Model, Window
 from liif_cli.models.base import memory_format
+from liif_cli.out_of_memory import is_out_of_memory
 from liif_cli.resize import BandResampler
 from liif_cli.sizing import Box, Size, box_sides, whole
 
@@ -52,6 +54,8 @@ GPU_PAINTER_STATES, GPU_PAINTER_VALUES = 4, 2**28
 LARGEST_TILE = (1024, 2048)
 GPU_LARGEST_TILE = (2048, 4096)
 LEAST_TILE = 16
+# Threads that resample what a GPU paints.
+RESAMPLERS = min(8, os.cpu_count() or 1)
 # Resampling: blocks of weights of an output column; taps, and what makes them, of an output row or column.
 RESAMPLED_COLUMN_BYTES, RESAMPLED_LINE_BYTES = 300, 220
 # Values of one tensor that libraries which count in 32 bits can still address.
@@ -254,6 +258,7 @@ def make_plan(
     first, last = task.windows[0] or (0, task.painted[0])
     becomes = task.output[0] / max(1, last - first)
     row_pixels = max(task.painted[1], task.output[1], math.ceil(task.output[1] * becomes))
+    painted_states = task.painted[1] * price.state
     # What waits for its taps there, twice while it is moved.
     waiting = math.ceil(2 * 4 * max(1, 1 / becomes)) * task.output[1] * 3 * FLOAT_BYTES
     # The last row lets go of all that waited for the rows after it, but of no more than there is.
@@ -278,7 +283,7 @@ def make_plan(
             + views * rows * columns * price.code
             + band * row_pixels * price.painted
             # One row is painted at once, however long it is.
-            + max(row_pixels * price.state, min(band * row_pixels * price.state, price.most_states))
+            + max(painted_states, min(band * painted_states, price.most_states))
         )
 
     def best_tile(area: Size, room: int) -> tuple[int, Size] | None:
@@ -320,7 +325,7 @@ def make_plan(
 
     band_rows = (GPU_BAND_PIXELS if gpu else BAND_PIXELS) // row_pixels
     if gpu and price.most_states > budget_bytes // 2:  # the codes, and the features, shall have room beside
-        band_rows = min(band_rows, budget_bytes // 2 // (row_pixels * price.state))
+        band_rows = min(band_rows, budget_bytes // 2 // painted_states)
     band_rows = max(1, band_rows)
     while not (plans := list(candidates(band_rows))):
         if band_rows == 1:
@@ -374,7 +379,9 @@ class Engine:
         """
         if self.device.type != "cpu":
             return 1
-        return max(1, min(torch.get_num_threads(), budget_bytes // (2 * CPU_PAINTER_BYTES)))
+        with _starting:
+            threads = torch.get_num_threads()
+        return max(1, min(threads, budget_bytes // (2 * CPU_PAINTER_BYTES)))
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -444,6 +451,9 @@ def _in_whole_float32() -> Iterator[None]:
                     switch.fp32_precision = before
 
 
+_starting = threading.RLock()  # held while painting threads start (`_Painting._start`)
+
+
 class Encoded:
     """An image ready to be painted from."""
 
@@ -488,10 +498,11 @@ class Encoded:
             yield from painted
             return
         resampler = BandResampler(task.painted, task.output, task.windows)
-        for band in painted:
-            rows = resampler.push(band)
-            if len(rows):
-                yield rows
+        with ThreadPoolExecutor(max(painters, RESAMPLERS if engine.device.type != "cpu" else 1)) as pool:
+            for band in painted:
+                rows = resampler.push(band, pool.map)
+                if len(rows):
+                    yield rows
 
 
 def _reduced(
@@ -686,17 +697,18 @@ class _Painting:
 
     def _start(self, pool: ThreadPoolExecutor) -> None:
         """Start all painting threads. What each sets for itself, one thread of torch's, becomes the default of threads
-        to come as well; that is set back at once."""
-        threads = torch.get_num_threads()
-        together = threading.Barrier(self.painters)
-        try:
-            for started in [pool.submit(together.wait) for _ in range(self.painters)]:
-                started.result()
-        except BaseException:
-            together.abort()
-            raise
-        finally:
-            torch.set_num_threads(threads)
+        to come as well, for as long as this takes."""
+        with _starting:
+            threads = torch.get_num_threads()
+            together = threading.Barrier(self.painters)
+            try:
+                for started in [pool.submit(together.wait) for _ in range(self.painters)]:
+                    started.result()
+            except BaseException:
+                together.abort()
+                raise
+            finally:
+                torch.set_num_threads(threads)
 
     def _tell(self) -> None:
         """Report which share of the work is done, about: rows that neighbouring bands encode again do not count."""
@@ -868,12 +880,3 @@ def _copying(device: torch.device) -> torch.cuda.Stream:
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
-    # A CPU's on Linux and on Windows; MPS's and that of pinned memory; those of CUDA's libraries, of which cuDNN also
-    # calls it that no way of computing a convolution is left.
-    words = ("can't allocate memory", "not enough memory", "out of memory", "Invalid buffer size",
-             "_STATUS_ALLOC_FAILED", "ALLOCATION_FAILED", "unable to find an engine")  # fmt: skip
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in str(error) for part in words)

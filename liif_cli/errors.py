@@ -39,6 +39,10 @@ class MemoryBudgetError(LiifError):
     exit_code = 4
 
 
+class DeviceError(LiifError):
+    """A device that has failed while it computed."""
+
+
 class OutputError(LiifError):
     """A result that cannot be written: no space, no permission, a format that cannot hold it."""
 

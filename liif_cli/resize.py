@@ -15,7 +15,7 @@ Every kernel here gets its weights from `taps`; what differs is the edge, the or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, overload
 
@@ -252,6 +252,9 @@ def torch_bicubic(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 _BLOCK = 16  # outputs in a dense block: fewer leave the BLAS idle, more multiply too many zeros
+# What one thread does at a time: values of a row, and blocks of columns.
+_STRIP, _TOGETHER = 2**15, 32
+Each = Callable[[Callable[[Any], None], Iterable[Any]], Iterable[None]]
 
 
 class _Block(NamedTuple):
@@ -311,11 +314,12 @@ class BandResampler:
         self._held_from = 0  # input row of the first of them
         self._taken = self._given = 0  # input rows consumed, output rows emitted
 
-    def push(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    def push(self, rows: NDArray[np.float32], each: Each = map) -> NDArray[np.float32]:
         """Consume the next k input rows, return the output rows that became computable.
 
         Args:
             rows: (k, w, C) float32, finite; k may be 0 and may differ from call to call.
+            each: applies a function to many arguments, such as the ``map`` of several threads.
 
         Returns:
             (j, W, C) float32, j from 0 up; unrounded and not clamped.
@@ -332,18 +336,24 @@ class BandResampler:
             self._held = np.zeros((0, self.out_size[1] * channels), np.float32)
         if self._held.shape[1] != self.out_size[1] * channels:
             raise ValueError(f"a band of {channels} channels after bands of {self._held.shape[1] // self.out_size[1]}")
-        self._hold(np.ascontiguousarray(rows, np.float32).reshape(count, width * channels))
+        self._hold(np.ascontiguousarray(rows, np.float32).reshape(count, width * channels), each)
         stop = int(np.searchsorted(self._rows_needed, self._taken, side="right"))
         result = np.empty((stop - self._given, self._held.shape[1]), np.float32)
-        for start in range(self._given, stop, _BLOCK):
+
+        def resample(start: int, strip: slice) -> None:
             end = min(start + _BLOCK, stop)
             block = _block(self._rows, start, end)
-            held = self._held[block.first - self._held_from : block.stop - self._held_from]
-            np.matmul(block.weights, held, out=result[start - self._given : end - self._given])
+            held = self._held[block.first - self._held_from : block.stop - self._held_from, strip]
+            np.matmul(block.weights, held, out=result[start - self._given : end - self._given, strip])
+
+        strips = [slice(left, left + _STRIP) for left in range(0, result.shape[1], _STRIP)]
+        parts = [(start, strip) for start in range(self._given, stop, _BLOCK) for strip in strips]
+        for _ in each(lambda part: resample(*part), parts):
+            pass
         self._given = stop
         return result.reshape(-1, self.out_size[1], channels)
 
-    def _hold(self, lines: NDArray[np.float32]) -> None:
+    def _hold(self, lines: NDArray[np.float32], each: Each) -> None:
         """Resample input rows (k, w * C) along the width; append them to the held rows that are still needed."""
         needed = self._rows.first[self._given] if self._given < self.out_size[0] else self.in_size[0]
         old = self._held[max(needed - self._held_from, 0) :]
@@ -353,8 +363,12 @@ class BandResampler:
         self._held_from = self._taken - len(self._held)
         self._held[: len(old)] = old
         fresh = self._held[len(old) :]
-        done = 0
-        for block in self._column_blocks:
-            end = done + len(block.weights)
-            np.matmul(lines[:, block.first : block.stop], block.weights.T, out=fresh[:, done:end])
-            done = end
+        places = np.cumsum([0, *(len(block.weights) for block in self._column_blocks)])
+
+        def resample(first: int) -> None:
+            for block, start in zip(self._column_blocks[first : first + _TOGETHER], places[first:], strict=False):
+                part = fresh[:, start : start + len(block.weights)]
+                np.matmul(lines[:, block.first : block.stop], block.weights.T, out=part)
+
+        for _ in each(resample, range(0, len(self._column_blocks), _TOGETHER)):
+            pass

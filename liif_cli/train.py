@@ -42,7 +42,6 @@ from liif_cli.config import Schedule, TrainConfig, to_mapping
 from liif_cli.data import RUN_STATE, Batch, PictureStore, Sampler
 from liif_cli.distil import Taught
 from liif_cli.distributed import Processes
-from liif_cli.engine import is_out_of_memory
 from liif_cli.errors import LiifError, MemoryBudgetError, ModelError, UsageError
 from liif_cli.files import atomic_path, cannot_write
 from liif_cli.models import Model, build
@@ -52,6 +51,7 @@ from liif_cli.models.encoders.rcan import AttentionBlock
 from liif_cli.models.encoders.rdn import DenseBlock
 from liif_cli.models.growth import grow
 from liif_cli.optim import make_optimiser, set_rates
+from liif_cli.out_of_memory import is_out_of_memory
 from liif_cli.upscaler import choose_precision
 from liif_cli.validate import Scores, Validator, write_png
 

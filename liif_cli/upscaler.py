@@ -23,17 +23,17 @@ import psutil
 import torch
 from PIL import Image
 
-from liif_cli import allocator, checkpoint, weights
-from liif_cli.engine import MIB, Encoded, Engine, is_out_of_memory, joined
+from liif_cli import allocator, checkpoint, control_groups, weights
+from liif_cli.engine import MIB, Encoded, Engine, joined
 from liif_cli.errors import MemoryBudgetError, RangeError, UsageError
 from liif_cli.images import Picture, compose, from_array, from_pil, layers, looks_drawn, to_array, to_pil
+from liif_cli.out_of_memory import is_out_of_memory
 from liif_cli.sizing import Box, Size, Sizing, box_sides
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Without --memory: this share of what is free, and no more than the most that makes anything faster.
 FREE_SHARE = 0.5
 MOST_BYTES = 4 * 2**30
-OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # 64 MiB: a GPU without them free is no use.
 PROBE_VALUES = 2**24
 # Those that "auto" chooses from.
@@ -409,16 +409,8 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _left_in_groups() -> Iterator[int]:
-    """What is left of the limits of the control groups (version 2) that this process is in: a container's, a service's,
-    a batch system's job."""
-    try:
-        own = next(line for line in OWN_GROUPS.read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return
-    group = GROUPS / own.removeprefix("0::/")
-    for folder in (group, *group.parents):
-        if not folder.is_relative_to(GROUPS):
-            return
+    """What is left of the memory limits of the control groups that this process is in."""
+    for folder in control_groups.own_groups():
         try:
             limit = (folder / "memory.max").read_text().strip()
             used = int((folder / "memory.current").read_text())

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from liif_cli import allocator, upscaler
+from liif_cli import allocator, control_groups, upscaler
 from liif_cli import engine as rooms
 from liif_cli.engine import Box, Engine, Plan
 from liif_cli.errors import InputError, MemoryBudgetError, ModelError, UsageError
 from liif_cli.images import from_array
 from liif_cli.models import build, decoding, liif
+from liif_cli.out_of_memory import is_out_of_memory
 from liif_cli.upscaler import load, within_process
 
 CPU = torch.device("cpu")
@@ -311,10 +313,12 @@ def test_a_siren_is_painted_in_float32_whatever_is_asked_for():
         "GET was unable to find an engine to execute this computation",
         "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "Invalid buffer size: 80.00 GiB",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "std::bad_alloc",
     ],
 )
 def test_other_machines_words_for_lack_of_memory_are_known(words):
-    assert rooms.is_out_of_memory(RuntimeError(words))
+    assert is_out_of_memory(RuntimeError(words))
 
 
 @pytest.mark.parametrize("painters", [1, 2, 4, 16])
@@ -745,8 +749,12 @@ def test_the_smallest_limit_of_all_groups_holds(tmp_path, monkeypatch):
         (folder / "memory.current").write_text(f"{used}\n")
         (folder / "memory.stat").write_text("anon 1\ninactive_file 40\n")
     (tmp_path / "own").write_text("4:cpu:/other\n0::/job/step/task\n")
-    monkeypatch.setattr(upscaler, "GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(upscaler, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(control_groups, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(control_groups, "OWN", tmp_path / "own")
+    assert control_groups.processors() is None
+    (task / "cpu.max").write_text("max 100000\n")
+    (task.parents[1] / "cpu.max").write_text("250000 100000\n")
+    assert control_groups.processors() == 2.5
     assert upscaler.free_bytes(CPU) == 740
     (tmp_path / "own").write_text("0::/\n")
     assert upscaler.free_bytes(CPU) > 10**6  # at the top there is none
@@ -777,6 +785,36 @@ def test_kept_memory_does_not_count_against_a_limit_on_the_process():
         assert within_process(2**40) > before - 20 * 2**20
 
 
+@pytest.mark.parametrize(("image", "scale"), [((3000, 4000), 30), ((4000, 6000), 30), ((3000, 4000), 16)])
+def test_what_a_gpu_paints_of_a_row_is_what_counts_not_what_it_becomes(image, scale):
+    """Beyond the farthest scale rows are resampled, and many times as long."""
+    output = (image[0] * scale, image[1] * scale)
+    task = rooms.make_task(make("liif").model, image, output, farthest=4.0)
+    plan = rooms.make_plan(make("liif").model, torch.float32, task, 2**29, gpu=True, threads=1)
+    assert plan.band_rows >= 1
+
+
+def test_threads_are_not_counted_while_others_start(monkeypatch):
+    engine, counted = make("liif"), []
+    threads = torch.get_num_threads()
+
+    class Slow(threading.Barrier):
+        def wait(self, *arguments):
+            if not counted:
+                other = threading.Thread(target=lambda: counted.append(engine.painters(AMPLE)))
+                counted.append(other)
+                torch.set_num_threads(1)
+                other.start()
+                other.join(0.2)
+                assert other.is_alive()  # it waits
+            return super().wait(*arguments)
+
+    monkeypatch.setattr(threading, "Barrier", Slow)
+    paint(engine, picture(20, 30), (40, 60))
+    counted[0].join()
+    assert counted[1] == threads == torch.get_num_threads()
+
+
 def test_a_larger_budget_makes_a_larger_plan():
     engine = make("liif")
     task = rooms.make_task(engine.model, (3000, 4000), (30000, 40000))
@@ -800,6 +838,7 @@ def test_the_painter_for_gpus_paints_the_same_on_a_cpu(name, monkeypatch):
 FUSED = """
 import torch
 from liif_cli import coords
+from liif_cli.errors import DeviceError
 from liif_cli.models import build, fused, liif
 
 torch.manual_seed(3)
@@ -831,6 +870,23 @@ with torch.inference_mode():
     answer = fused.paint(broken, *axes, fused.layers(painter.of_relative, *painter.decoder))
     assert not answer[:3, :3].isfinite().any() and answer[-1, -1].isfinite().all()
 
+# After a fault nothing works on a GPU any more: that is said, with the way around it.
+class Lost:
+    device, dtype, is_cuda, shape = "cuda:0", torch.float16, False, painter.codes.shape
+    def contiguous(self): raise RuntimeError("an illegal memory access was encountered")
+    sum = contiguous
+whole, painter.codes, painter.better, liif.PATCH_PIXELS = painter.codes, Lost(), {}, 64
+try:
+    painter._paint_fused()
+    raise SystemExit("painted")
+except DeviceError as error:
+    assert "cuda:0 has failed (an illegal memory access was encountered)" in str(error), error
+    assert "--precision float32" in str(error), error
+# Nor is it tried where it can only be slow.
+Lost.is_cuda, torch.cuda.get_device_capability = True, lambda device: (7, 5)
+assert painter._paint_fused() is None
+painter.codes = whole
+
 # It is used once it has painted the same, and faster.
 right = fused.paint
 liif.PATCH_PIXELS = 64
@@ -856,10 +912,14 @@ def test_the_fused_kernel_interpreted_is_as_near_to_float32_as_single_operations
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of what Triton will do otherwise one day
-@pytest.mark.parametrize(("hidden", "count"), [(64, 1), (128, 1), (256, 3)], ids=["narrow", "light", "paper"])
-def test_the_fused_kernel_compiles_for_a_gpu_that_is_not_here(hidden, count, tmp_path, monkeypatch):
-    """For Hopper, with its matrix instructions and without registers that overflow into memory, both of which one that
-    only interprets the kernel does not see."""
+@pytest.mark.parametrize(
+    ("hidden", "count", "capability"),
+    [(64, 1, (9, 0)), (128, 1, (9, 0)), (256, 3, (9, 0)), (128, 1, (8, 6))],
+    ids=["narrow", "light", "paper", "light for Ampere"],
+)
+def test_the_fused_kernel_compiles_for_a_gpu_that_is_not_here(hidden, count, capability, tmp_path, monkeypatch):
+    """With its matrix instructions and without registers that overflow into memory, both of which one that only
+    interprets the kernel does not see."""
     triton = pytest.importorskip("triton", reason="Triton is not installed")
     compiler, backends = map(pytest.importorskip, ("triton.compiler", "triton.backends.compiler"))
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -882,9 +942,13 @@ def test_the_fused_kernel_compiles_for_a_gpu_that_is_not_here(hidden, count, tmp
         source = compiler.ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
     except TypeError:
         pytest.skip("this version of Triton is asked in another way")
-    compiled = triton.compile(source, backends.GPUTarget("cuda", 90, 32), {"num_warps": 4 * pieces})
-    products = set(re.findall(r"wgmma\.mma_async\.[\w.]*?(m64n\d+)", compiled.asm["ptx"]))
-    assert products == {f"m64n{hidden // pieces}"}  # and none narrower than the narrowest (fused.WIDTHS)
+    target = backends.GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
+    compiled = triton.compile(source, target, {"num_warps": fused.warps(capability) * pieces})
+    if capability[0] == 9:
+        products = set(re.findall(r"wgmma\.mma_async\.[\w.]*?(m64n\d+)", compiled.asm["ptx"]))
+        assert products == {f"m64n{hidden // pieces}"}  # and none narrower than the narrowest (fused.WIDTHS)
+    else:
+        assert "mma.sync" in compiled.asm["ptx"]
     (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
     dump = [str(tool), "--dump-resource-usage", str(tmp_path / "kernel.cubin")]
     used = subprocess.run(dump, capture_output=True, text=True, check=True).stdout

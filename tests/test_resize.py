@@ -1,5 +1,7 @@
 """The kernels: MATLAB and PIL to the last bit, and resampling in bands that leaves no seam."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from liif_cli import resize
 from liif_cli.errors import InputError
 from liif_cli.metrics import psnr
 from liif_cli.resize import (
@@ -257,6 +260,15 @@ def test_torch_bicubic_is_the_same_kernel_unrounded(size: tuple[int, int]) -> No
 # --- bands
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_parts() -> Iterator[None]:
+    """So that small pictures have several, for several threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resize, "_STRIP", 50)
+        patch.setattr(resize, "_TOGETHER", 2)
+        yield
+
+
 @settings(deadline=None)
 @given(data=st.data())
 def test_bands_of_any_height_give_the_whole_picture(data: st.DataObject) -> None:
@@ -267,7 +279,8 @@ def test_bands_of_any_height_give_the_whole_picture(data: st.DataObject) -> None
     cuts = sorted(data.draw(st.lists(st.integers(0, height), max_size=6), "cuts"))
     image = np.random.default_rng(height * width).random((height, width, channels), dtype=np.float32)
     resampler = BandResampler((height, width), size)
-    bands = [resampler.push(band) for band in np.split(image, cuts)]
+    with ThreadPoolExecutor(data.draw(st.integers(1, 3), "threads")) as pool:
+        bands = [resampler.push(band, pool.map) for band in np.split(image, cuts)]
     whole = resample_whole(image, size)
     assert np.concatenate(bands).dtype == np.float32
     np.testing.assert_allclose(np.concatenate(bands), whole, atol=3e-6)

@@ -26,6 +26,7 @@ from liif_cli.cli.machine import flag
 from liif_cli.cli.stopping import stoppable
 from liif_cli.cli.train import train
 from liif_cli.cli.upscale import EXAMPLES, upscale
+from liif_cli.control_groups import processors
 from liif_cli.errors import LiifError
 from liif_cli.files import FULL, cannot_write
 
@@ -124,8 +125,16 @@ def options(
     pass
 
 
+def _heed_processor_limit() -> None:
+    """Have libraries use no more threads than a container may have processors; they count those of the machine."""
+    limit = processors()
+    if limit is not None and limit < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, round(limit))))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: the command line, or these arguments instead. Ends with SystemExit."""
+    _heed_processor_limit()
     for stream in (sys.stdout, sys.stderr):
         # Names of files need not be text in the terminal's encoding.
         if isinstance(stream, io.TextIOWrapper):

@@ -41,7 +41,7 @@ class Corner(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """A decoder whose hidden layers are all of one width H, in half precision but for the biases."""
+    """A decoder whose hidden layers are all of one width H: their matrices in half precision, the rest in float32."""
 
     relative: Tensor  # (2, H) float32: what the first layer makes of the place in a code's pixel
     hidden: Tensor  # (n, H, H), in x out
@@ -72,6 +72,12 @@ def layers(relative: Tensor, hidden: list[tuple[Tensor, Tensor]], last: tuple[Te
     )
 
 
+def warps(capability: tuple[int, int]) -> int:
+    """How many warps share a piece, by a GPU's compute capability: where the matrix instructions are those of Hopper
+    and the large Blackwell, four; elsewhere these would spill (and two pieces spill all the same)."""
+    return 4 if capability[0] in (9, 10) else 8
+
+
 def paint(codes: Tensor, rows: Corner, columns: Corner, decoder: Layers) -> Tensor:
     """Codes (h, w, H), contiguous, to colours (rows, columns, 3) in float32."""
     height, width = rows.code.shape[1], columns.code.shape[1]
@@ -79,7 +85,7 @@ def paint(codes: Tensor, rows: Corner, columns: Corner, decoder: Layers) -> Tens
     hidden = codes.shape[-1]
     pieces = max(1, hidden // PIECE)
     corners = len(rows.code)
-    # What a program holds without spilling registers: one group of four warps, or two where each holds two pieces.
+    # What a program's warps hold without spilling registers.
     across, down = 8, 8 * pieces // corners**2
     _paint[(triton.cdiv(height, down) * triton.cdiv(width, across),)](
         codes,
@@ -96,7 +102,7 @@ def paint(codes: Tensor, rows: Corner, columns: Corner, decoder: Layers) -> Tens
         CORNERS=corners,
         DOWN=down,
         ACROSS=across,
-        num_warps=4 * pieces,
+        num_warps=warps(torch.cuda.get_device_capability(codes.device) if codes.is_cuda else (9, 0)) * pieces,
     )
     return out
 

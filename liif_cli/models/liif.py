@@ -27,10 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liif_cli.coords import Axis, Corners, corners, to_low_res
+from liif_cli.errors import DeviceError
 from liif_cli.models.base import Field, Model, Operations, Window, memory_format, whole_window
 from liif_cli.models.decoding import hidden_states, linear_relu, relu_
 from liif_cli.models.encoders.layers import Encoder
 from liif_cli.models.mlp import MLP
+from liif_cli.out_of_memory import is_out_of_memory
 
 # Queries painted at once. On a CPU by what a layer's hidden states take, somewhat more than a core's own cache: with a
 # third of it the calls cost a tenth more, with twice as much the states travel. A GPU wants enough of them to fill it:
@@ -338,6 +340,8 @@ class _GPUPainter:
         height, width = self.vertical.code.shape[1], self.horizontal.code.shape[1]
         if not self.better.get(kind, height * width >= PATCH_PIXELS):
             return None
+        if self.codes.is_cuda and torch.cuda.get_device_capability(self.codes.device) < (8, 0):
+            return None  # its matrix instructions are none that Triton knows: compiling takes minutes, for nothing
         try:
             from liif_cli.models import fused
 
@@ -362,9 +366,17 @@ class _GPUPainter:
                 self.better[kind] = same and fast < plain
                 logger.info("one kernel: %.3f ms, single operations: %.3f ms, same: %s", fast, plain, same)
             return paint() if self.better[kind] else None
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # no Triton, no compiler for it to use, a device it does not know
+            if is_out_of_memory(error):
+                raise
+            try:
+                self.codes.sum().item()
+            except RuntimeError:  # after a fault nothing works there any more
+                first_line = str(error).partition("\n")[0]
+                raise DeviceError(
+                    f"{self.codes.device} has failed ({first_line}) in a kernel that --precision float32 does without;"
+                    " use that, and please report it"
+                ) from error
             logger.info("painting in single operations: %s", error)
             self.better[kind] = False
             return None

@@ -6,8 +6,8 @@ the size-varied task (section 4.2): the square in the middle of a picture, reduc
 side grows with the picture's number. For fitting one picture: its own pixels.
 
 Drawing (random numbers, copies out of the memory-mapped store) is the host's work, in threads beside the training;
-reducing, looking up the queries' colours and all arithmetic are the training device's, a batch at a time. A GPU with
-room for the pictures cuts the crops out of them as well: it trains faster than a host does that.
+reducing, looking up the queries' colours and all arithmetic are the training device's, a batch at a time. With CUDA
+and room for the pictures the GPU cuts the crops out of them as well: it trains faster than a host does that.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from liif_cli.compiled import Compiled
 from liif_cli.config import SampleRule
 from liif_cli.errors import InputError, LiifError, OutputError
 from liif_cli.files import atomic_path, cannot_write, is_file, is_folder, walk
@@ -39,6 +38,7 @@ from liif_cli.resize import bicubic_reduce_batch, pil_bicubic, reduce_by, reduct
 from liif_cli.synthetic import draw_sample
 
 Size = tuple[int, int]  # (height, width)
+Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 DECODED_AT_ONCE = 16
 STORE_KEPT_S = 24 * 3600
@@ -326,9 +326,8 @@ class Crops(NamedTuple):
 class Draw(NamedTuple):
     """A batch as the host draws it: what has to be copied to the device, and no more."""
 
-    # (B, H, W, 3) uint8; what lies beyond a sample's size is padding. Or (B, 2 * K + 5) int64, where a device cuts them
-    # out: ``Crops``, side by side.
-    truths: Tensor
+    truths: Tensor | None  # (B, H, W, 3) uint8; what lies beyond a sample's size is padding. None: a GPU cuts them out
+    crops: Tensor | None  # (B, 2 * K + 5) int64, for that: ``Crops``, side by side
     sizes: list[Size]  # of the parts of ``truths`` that count
     sides: list[int]  # resized: pixels per side of each sample's truth
     extent: Tensor  # (B, 2) int64, of what is asked for: ``sizes``, or those they are resized to
@@ -342,20 +341,20 @@ class HeldPictures:
     """A store's pictures in a GPU's memory. It makes batches of crops out of them, the same ones as the host and many
     times faster."""
 
-    def __init__(self, store: PictureStore, rule: SampleRule, device: torch.device) -> None:
+    def __init__(self, store: PictureStore, rule: SampleRule, device: torch.device, compiled: Compile) -> None:
         self.rule = rule
         self.pixels = torch.empty(len(store.pixels), dtype=torch.uint8, device=device)
         for start in range(0, len(store.pixels), HELD_AT_ONCE):
             part = store.pixels[start : start + HELD_AT_ONCE].copy()  # torch warns of what cannot be written to
             self.pixels[start : start + HELD_AT_ONCE] = torch.from_numpy(part)
-        # Dozens of small operations, as a few kernels.
-        self._made = Compiled(self._make) if device.type == "cuda" else self._make
+        self._made = compiled(self._make)  # dozens of small operations, as a few kernels
 
     def batch(self, drawn: Draw) -> Batch:
         """What :meth:`Sampler.finish` makes of a draw whose crops are not cut yet."""
         device, rule = self.pixels.device, self.rule
+        assert drawn.crops is not None
         matrices = reduction_matrices(drawn.sides, rule.low_res_side, rule.largest_crop, device)
-        sent = (part.to(device, non_blocking=True) for part in (drawn.truths, drawn.extent, drawn.synthetic))
+        sent = (part.to(device, non_blocking=True) for part in (drawn.crops, drawn.extent, drawn.synthetic))
         uniform = None if drawn.uniform is None else drawn.uniform.to(device, non_blocking=True)
         crops, extent, synthetic = sent
         made: Batch = self._made(crops, matrices, extent, uniform, synthetic)
@@ -369,7 +368,7 @@ class HeldPictures:
         return _asked(truths, low_res, extent, uniform, self.rule.largest_crop**2, synthetic)
 
     def cut(self, crops: Tensor) -> Tensor:
-        """Crops (``Draw.truths``) in their views: (B, 3, pad, pad) uint8, zero beyond a crop's side; pad is that of the
+        """Crops (``Draw.crops``) in their views: (B, 3, pad, pad) uint8, zero beyond a crop's side; pad is that of the
         largest there may be."""
         pad, count = self.rule.largest_crop, (crops.shape[1] - 5) // 2
         corner, stride, (candidates, side, *views) = crops[:, :count], crops[:, count:-5], crops[:, -5:].T
@@ -408,7 +407,10 @@ class Sampler:
     """Draws batches from a store. The same ``seed`` and step give the same batch, whatever was drawn before, so that a
     resumed run needs no random state and each process of several can draw its own share."""
 
-    def __init__(self, store: PictureStore, rule: SampleRule, *, seed: int = 0) -> None:
+    def __init__(
+        self, store: PictureStore, rule: SampleRule, *, seed: int = 0, compiled: Compile | None = None
+    ) -> None:
+        """``compiled`` makes of a function one that is compiled. Without it crops are always the host's work."""
         if rule.kind == "picture" and len(store) != 1:
             raise InputError(f"one picture is fitted, and there are {len(store)}: name one file")
         self.store = store
@@ -418,6 +420,7 @@ class Sampler:
         self.offsets = np.array(store.offsets)
         share = self.sizes.prod(axis=1).astype(np.float64) ** rule.area_power
         self.cumulated = np.cumsum(share / share.sum())
+        self._compiled = compiled
         self._held: tuple[torch.device, HeldPictures | None] | None = None
 
     def batch(self, step: int, numbers: Sequence[int], device: torch.device) -> Batch:
@@ -440,11 +443,14 @@ class Sampler:
     def held_by(self, device: torch.device) -> HeldPictures | None:
         """The pictures in the device's memory, where crops are cut out of them there; None where the host does it."""
         if self._held is None or self._held[0] != device:
-            rule = self.rule
+            held = None
+            rule, compiled = self.rule, self._compiled
             plain = rule.kind == "crops" and not rule.synthetic_share and not rule.jpeg_share
-            room = torch.cuda.mem_get_info(device)[0] * HELD_SHARE if device.type == "cuda" else 0
-            fits = plain and self.store.pixels.nbytes <= room
-            self._held = (device, HeldPictures(self.store, rule, device) if fits else None)
+            if compiled is not None and plain and device.type == "cuda":
+                room = torch.cuda.mem_get_info(device)[0] * HELD_SHARE
+                if self.store.pixels.nbytes <= room:
+                    held = HeldPictures(self.store, rule, device, compiled)
+            self._held = device, held
         return self._held[1]
 
     def draw(self, step: int, numbers: Sequence[int], *, pin: bool = False, cut: bool = True) -> Draw:
@@ -457,13 +463,16 @@ class Sampler:
         scale, chosen, synthetic, compressed, quality, *views = table[:, :8].T
         picture, top, left = table[:, 8:].reshape(len(table), 3, candidates).transpose(1, 0, 2)
         number = np.minimum(np.searchsorted(self.cumulated, picture, side="right"), len(self.store) - 1)
-        crops = self._crops(scale, chosen, np.stack(views, axis=1), number, top, left)
         made = synthetic < rule.synthetic_share
+        # What letters are drawn on is a crop as it comes.
+        several = (chosen < rule.chosen) & ~made
+        crops = self._crops(scale, several, np.stack(views, axis=1), number, top, left)
         lossy = compressed < rule.jpeg_share
         qualities = np.where(lossy, rule.jpeg_min + (quality * (rule.jpeg_max + 1 - rule.jpeg_min)).astype(int), 0)
         inputs = np.zeros((len(table), rule.low_res_side, rule.low_res_side, 3), np.uint8)
         # NumPy's arrays, for a tensor of this size is filled in parallel: this thread would get a second team of OpenMP
         # threads, with which there are more than cores, and the training's team no longer waits actively.
+        truths, places_of_crops = None, None
         if cut:
             pad = (rule.largest_crop, rule.largest_crop) if rule.kind != "picture" else self.store.sizes[0]
             padded = np.zeros((len(table), *pad, 3), np.uint8)
@@ -485,7 +494,7 @@ class Sampler:
         else:
             sides = crops.sides.tolist()
             sizes = [(side, side) for side in sides]
-            truths = torch.from_numpy(np.column_stack(crops))
+            places_of_crops = torch.from_numpy(np.column_stack(crops))
         asked = [(rule.truth_side or side,) * 2 for side in sides] if rule.kind == "resized" else sizes
         extent, synthetic_ones = torch.tensor(asked), torch.from_numpy(made)
         places = None
@@ -493,17 +502,28 @@ class Sampler:
             uniform = np.random.default_rng((self.seed, step, 0, 2)).random((count, rule.queries), dtype=np.float32)
             places = torch.from_numpy(uniform[list(numbers)])
         shown = torch.from_numpy(inputs) if rule.synthetic_share else None
-        if pin:
-            truths, extent, synthetic_ones = truths.pin_memory(), extent.pin_memory(), synthetic_ones.pin_memory()
-            places = places if places is None else places.pin_memory()
-            shown = shown if shown is None else shown.pin_memory()
-        return Draw(truths, sizes, sides, extent, places, qualities.tolist(), synthetic_ones, shown)
+
+        def kept(part: Tensor | None) -> Tensor | None:
+            return part.pin_memory() if pin and part is not None else part
+
+        return Draw(
+            kept(truths),
+            kept(places_of_crops),
+            sizes,
+            sides,
+            cast(Tensor, kept(extent)),
+            kept(places),
+            qualities.tolist(),
+            cast(Tensor, kept(synthetic_ones)),
+            kept(shown),
+        )
 
     def finish(self, drawn: Draw, device: torch.device) -> Batch:
         """The device's part of a batch."""
         rule, held = self.rule, self.held_by(device)
-        if held is not None and drawn.truths.ndim == 2:
+        if held is not None and drawn.crops is not None:
             return held.batch(drawn)
+        assert drawn.truths is not None
         # From pinned memory, and sizes from the host: asking a GPU for them would mean waiting for it.
         truths = drawn.truths.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
         extent = drawn.extent.to(device, non_blocking=True)
@@ -529,13 +549,14 @@ class Sampler:
     def _crops(
         self,
         scale: np.ndarray,
-        chosen: np.ndarray,
+        several: np.ndarray,
         views: np.ndarray,
         number: np.ndarray,
         top: np.ndarray,
         left: np.ndarray,
     ) -> Crops:
-        """What a batch is cut from, by numbers from [0, 1); the pictures' ``number``, ``top`` and ``left`` (B, K)."""
+        """What a batch is cut from, by numbers from [0, 1): of ``several`` crops, (B,) bool, or of the first; the
+        pictures' ``number``, and ``top`` and ``left``, (B, K)."""
         rule = self.rule
         if rule.scale_law == "log":
             scale = rule.scale_min * (rule.scale_max / rule.scale_min) ** scale
@@ -545,7 +566,7 @@ class Sampler:
         height, width = self.sizes[number].transpose(2, 0, 1)
         top, left = ((place * (length - sides[:, None] + 1)).astype(np.int64)
                      for place, length in ((top, height), (left, width)))  # fmt: skip
-        candidates = np.where(chosen < rule.chosen, number.shape[1], 1)
+        candidates = np.where(several, number.shape[1], 1)
         may = {"all": (1, 1, 1), "mirror": (0, 1, 0), "none": (0, 0, 0)}[rule.augment]
         corner = self.offsets[number] + 3 * (top * width + left)
         return Crops(corner, 3 * width, candidates, sides, (views < 0.5) * np.array(may))

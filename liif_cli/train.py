@@ -184,7 +184,8 @@ class Trainer:
         self.device = device
         self.processes = processes or Processes()
         self.watcher = watcher or Unwatched()
-        self.sampler = Sampler(store, config.sample, seed=config.seed)
+        compiled = (lambda function: Compiled(function, self.watcher.note)) if self._compiles else None
+        self.sampler = Sampler(store, config.sample, seed=config.seed, compiled=compiled)
         self._source: Sampler | Taught = self.sampler
         self.numbers = self.processes.share(config.batch)
         self.parts = config.accumulate
@@ -218,10 +219,12 @@ class Trainer:
             network = nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
         return network
 
+    @property
+    def _compiles(self) -> bool:
+        return self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda")
+
     def _compiled(self, network: nn.Module, *, graphs: bool = False) -> nn.Module:
-        if self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda"):
-            return _Compiled(network, self.watcher, graphs=graphs)
-        return network
+        return _Compiled(network, self.watcher, graphs=graphs) if self._compiles else network
 
     def start_from(self, source: checkpoint.Checkpoint, where: str) -> None:
         """Take the weights of a checkpoint as the beginning, as ``begin_with``."""
@@ -482,10 +485,10 @@ class _Compiled(nn.Module):
     def __init__(self, module: nn.Module, watcher: Watcher, *, graphs: bool) -> None:
         super().__init__()
         self.module = module
-        self._call = Compiled(module, graphs=graphs, prove=self._back, note=watcher.note)
+        self.call = Compiled(module, watcher.note, graphs=graphs, prove=self._back)
 
     def forward(self, *arguments: Tensor) -> Tensor:
-        return cast(Tensor, self._call(*arguments))
+        return cast(Tensor, self.call(*arguments))
 
     def _back(self, answers: Tensor) -> None:
         """The way back is compiled when it is first gone; not by way of DDP's hooks."""

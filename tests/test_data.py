@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from liif_cli import data
+from liif_cli.compiled import Compiled
 from liif_cli.config import SampleRule
 from liif_cli.data import Sampler, image_files, open_store
 from liif_cli.errors import InputError, OutputError
@@ -381,7 +382,7 @@ def test_pictures_are_drawn_alike_or_by_their_area(folder, tmp_path):
     large = store.sizes.index((200, 200))
     for power, expected in ((0.0, 1 / 4), (1.0, 40000 / sum(h * w for h, w in store.sizes))):
         sampler = Sampler(store, dataclasses.replace(RULE, area_power=power))
-        corners = sampler.draw(0, range(2000), cut=False).truths[:, 0].contiguous()
+        corners = sampler.draw(0, range(2000), cut=False).crops[:, 0].contiguous()
         share = (torch.bucketize(corners, torch.tensor(store.offsets), right=True) - 1 == large).float().mean()
         assert share == pytest.approx(expected, abs=0.04)
 
@@ -410,7 +411,7 @@ def test_of_several_candidates_the_crop_with_the_most_detail_is_taken(tmp_path):
 def test_a_device_cuts_the_crops_that_the_host_cuts(store, candidates, chosen, law, augment):
     rule = dataclasses.replace(RULE, candidates=candidates, chosen=chosen, scale_law=law, augment=augment, scale_max=3)
     host, device = Sampler(store, rule, seed=3), Sampler(store, rule, seed=3)
-    device._held = (CPU, data.HeldPictures(store, rule, CPU))
+    device._held = (CPU, data.HeldPictures(store, rule, CPU, lambda function: function))
     for step in range(3):
         expected, got = (sampler.batch(step, range(2, 9), CPU) for sampler in (host, device))
         assert all(torch.equal(*pair) for pair in zip(expected, got, strict=True))
@@ -422,21 +423,29 @@ def test_of_crops_alike_in_detail_the_first_is_taken_by_both(tmp_path):
     store = open_store(tmp_path / "slope.png", tmp_path / "cache")
     rule = dataclasses.replace(RULE, candidates=5)
     host, device = Sampler(store, rule), Sampler(store, rule)
-    device._held = (CPU, data.HeldPictures(store, rule, CPU))
+    device._held = (CPU, data.HeldPictures(store, rule, CPU, lambda function: function))
     expected, got = (sampler.batch(0, range(20), CPU) for sampler in (host, device))
     assert all(torch.equal(*pair) for pair in zip(expected, got, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore")  # what torch.compile is written with is deprecated
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_a_gpu_holds_the_pictures_and_draws_the_same_batches(store):
     rule, cuda = dataclasses.replace(RULE, candidates=4, chosen=0.5), torch.device("cuda")
-    sampler = Sampler(store, rule, seed=3)
-    coming = sampler.batches(0, range(6), cuda)
-    assert sampler.held_by(cuda) is not None
+    compiled, notes = [], []
+
+    def compile(function):
+        compiled.append(Compiled(function, notes.append))
+        return compiled[-1]
+
+    coming = Sampler(store, rule, seed=3, compiled=compile).batches(0, range(6), cuda)
     for step in range(6):
         expected = Sampler(store, rule, seed=3).batch(step, range(6), CPU)
         for one, other in zip(expected, next(coming), strict=True):
             assert torch.allclose(one.float(), other.cpu().float(), atol=1e-6)
+    assert not notes
+    assert not compiled[0].is_plain
+    assert Sampler(store, rule).held_by(cuda) is None
 
 
 # -- size-varied truths ----------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +22,8 @@ def test_answers_need_nothing_heavy(arguments: list[str]) -> None:
         f"try: main({arguments})\n"
         f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert ran.stderr.splitlines()[-1] == "[]"
-    # Less than 0.3 s on an idle machine. The processor's time is nearly the same on a busy one.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.6
 
 
 def test_the_version(cli: Cli) -> None:

@@ -464,8 +464,8 @@ class _Painting:
                 refuse_idle_quality(options, [known])
             if isinstance(task.picture, Animation) and self.held_bytes > self.writer_bytes:
                 raise MemoryBudgetError(
-                    f"{path}: {len(self.frames)} frames of this size take {self.held_bytes / 1e9:.1f} GB, more than the"
-                    f" {self.writer_bytes / 1e9:.1f} GB there are for them; raise --memory or choose a smaller output"
+                    f"{path}: {len(self.frames)} frames of this size take {-(-self.held_bytes // MIB)} MiB, more than"
+                    f" the {self.writer_bytes // MIB} MiB there are for them; raise --memory or choose a smaller output"
                 )
 
     def paint(self, report: Callable[[float], None]) -> None:

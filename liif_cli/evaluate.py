@@ -279,7 +279,7 @@ class Keeper(Interface):
 
 
 class _Unreadable(InputError):
-    """A truth that cannot be read."""
+    """A truth that cannot be read, or is too small for a scale."""
 
 
 Known = Mapping[str, Score]
@@ -337,7 +337,10 @@ def evaluate(
                 last_read = truth.path, read_rgb(truth.path)
             except InputError as error:
                 raise _Unreadable(str(error)) from None
-        return dataset.pair(truth, scale, protocol, last_read[1])
+        try:
+            return dataset.pair(truth, scale, protocol, last_read[1])
+        except InputError as error:
+            raise _Unreadable(str(error)) from None
 
     def jobs(dataset: Dataset, scale: float, truth: Truth) -> list[tuple[Method, str, Score | None]]:
         """Each method, its score's key, and the score where nothing is to be painted for it."""

@@ -87,6 +87,8 @@ def check_target(final: Path, *, overwrite: bool) -> Path:
     try:
         target = final.resolve() if final.is_symlink() else final
         if not target.parent.is_dir():
+            if target.parent.exists():
+                raise OutputError(f"{final}: {target.parent} is a file, not a folder; name another one")
             raise OutputError(f"{final}: the folder {target.parent} does not exist; create it first")
         if not os.access(target.parent, os.W_OK):
             raise OutputError(f"{final}: no permission to write in the folder {target.parent}")

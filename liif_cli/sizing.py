@@ -59,7 +59,7 @@ class Sizing(NamedTuple):
             raise UsageError(f"the output needs a size; give exactly one of {', '.join(self._fields)}, not {got}")
         for name, value in given.items():
             numbers = value if isinstance(value, tuple | list) else (value,)
-            if not all(0 < number < math.inf for number in numbers):
+            if not all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers):
                 raise UsageError(f"{name} must be a number above 0, not {value}")
         height, width = image
         if self.size is not None:

@@ -1,6 +1,7 @@
 """The command line itself: quick to answer, clear in its help, one line for whatever is not understood."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import Cli, save
 
+import liif_cli
 from liif_cli import __version__
+from liif_cli.cli import main
 
 HEAVY = ("torch", "numpy", "PIL", "pyvips", "scipy", "skimage", "tqdm", "requests")
 SIZES = ("--scale", "--size", "--width", "--height", "--longest", "--megapixels", "--box")
@@ -24,6 +27,28 @@ def test_answers_need_nothing_heavy(arguments: list[str]) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ran.stderr.splitlines()[-1] == "[]"
+
+
+def test_a_deleted_working_folder_is_one_line(tmp_path: Path) -> None:
+    program = "import os, sys; os.rmdir(os.getcwd()); from liif_cli.cli import main; main(['--version'])"
+    (tmp_path / "gone").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path(liif_cli.__file__).parents[1])}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path / "gone", env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 1
+    assert ran.stderr == "liif: the folder that you are in has been deleted; change to another one\n"
+
+
+def test_a_file_that_looks_like_an_option_gets_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "-dash.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["liif", "upscale", "-dash.png", "--scale", "2"])
+    with pytest.raises(SystemExit):
+        main(sys.argv[1:])
+    assert "for the file write ./-dash.png" in capsys.readouterr().err
 
 
 def test_the_version(cli: Cli) -> None:

@@ -591,6 +591,15 @@ def test_a_benchmark_of_which_pictures_are_missing_is_not_held_against_published
     assert "Set5 has 5 pictures, not 4, so that nothing in print compares." in ran.stdout
 
 
+def test_a_picture_too_small_is_left_out_of_a_folder(photos: Path) -> None:
+    Image.new("RGB", (9, 9), "red").save(photos / "c.png")
+    ran = liif("--dataset", photos, "--scales", "2", "-m", "none", "--json", "-")
+    assert ran.exit_code == 1
+    assert "left out: " in ran.stderr
+    assert "c.png: too small for x2" in ran.stderr
+    assert {score["image"] for score in json.loads(ran.stdout)["scores"]} == {"a.png", "b.png"}
+
+
 def test_a_folder_of_a_benchmarks_name_is_not_held_against_published_scores(photos: Path, tmp_path: Path) -> None:
     for below in ("Set14", "DIV2K/HR"):
         (tmp_path / below).mkdir(parents=True)

@@ -205,6 +205,23 @@ def test_names_that_are_no_text(upscale: Cli, tmp_path: Path) -> None:
     assert upscale("out/deep_x2.tif", "--scale", "2", "-o", "again.png").code == 0
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_names_that_standard_output_has_no_characters_for(upscale: Cli, tmp_path: Path, encoding: str) -> None:
+    for name in ("a", "b\N{PARTY POPPER}\u0142", "c"):
+        save(tmp_path / "in" / f"{name}.png")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    run = subprocess.run(
+        [sys.executable, "-m", "liif_cli", "upscale", "in", "--scale", "2", "-o", "out", "-m", str(TINY)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert b"Traceback" not in run.stderr
+    assert len(run.stdout.splitlines()) == 3
+    assert (b"b\\U0001f389\\u0142" in run.stdout) == (encoding != "utf-8")
+
+
 def test_standard_input_to_standard_output(upscale: Cli, tmp_path: Path) -> None:
     content = save(tmp_path / "photo.png").read_bytes()
     ran = upscale("-", "--scale", "2", stdin=content)

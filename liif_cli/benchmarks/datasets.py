@@ -105,10 +105,17 @@ class Dataset(NamedTuple):
         to leave something to score.
         """
         border = protocol.shave(scale, self.rgb)
+        too_small: list[InputError] = []
         for truth in self.truths:
             sides = _sides(truth.path)
-            if sides is not None:
-                _check_side(truth, sides[0], scale, border, least_side)
+            try:
+                if sides is not None:
+                    _check_side(truth, sides[0], scale, border, least_side)
+            except InputError as error:
+                # Of a folder some may be left out, when it comes to that, but not for one measure alone.
+                too_small.append(error)
+                if self.all_count or least_side > LEAST_SIDE or len(too_small) == len(self.truths):
+                    raise too_small[0] from None
             if path := self.low_res_file(truth, scale, protocol):
                 low = _sides(path)
                 if sides is not None and low is not None:

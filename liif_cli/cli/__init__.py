@@ -5,6 +5,7 @@ Errors become exit codes here and nowhere else. Nothing in this package imports 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import functools
@@ -28,7 +29,7 @@ from liif_cli.cli.train import train
 from liif_cli.cli.upscale import EXAMPLES, upscale
 from liif_cli.control_groups import processors
 from liif_cli.errors import LiifError
-from liif_cli.files import FULL, cannot_write
+from liif_cli.files import FULL, cannot_write, is_file
 
 INTERRUPTED = 130
 OF_THE_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
@@ -125,6 +126,21 @@ def options(
     pass
 
 
+_NAMES = "liif-names"
+
+
+def _as_they_are_or_told(error: UnicodeError) -> tuple[str | bytes, int]:
+    """How names of files are printed that an encoding has no characters for: bytes that were no text as they are, and
+    others as \\N{...} would name them, by number."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+codecs.register_error(_NAMES, _as_they_are_or_told)
+
+
 def _heed_processor_limit() -> None:
     """Have libraries use no more threads than a container may have processors; they count those of the machine."""
     limit = processors()
@@ -138,7 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         # Names of files need not be text in the terminal's encoding.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape" if os.name == "posix" else "backslashreplace")
+            stream.reconfigure(errors=_NAMES)
+    try:
+        Path.cwd()
+    except OSError:
+        print("liif: the folder that you are in has been deleted; change to another one", file=sys.stderr)
+        sys.exit(1)
     try:
         code = app(arguments, prog_name="liif", standalone_mode=False)
     except _ArgumentsError as error:
@@ -156,5 +177,7 @@ def _explain(error: Any) -> int:
         error.show()
     else:
         command = error.ctx.command_path if error.ctx is not None else "liif"
-        print(f"liif: {' '.join(error.format_message().split())} (see {command} --help)", file=sys.stderr)
+        files = [word for word in sys.argv[1:] if word.startswith("-") and is_file(Path(word))]
+        hint = f"; for the file write ./{files[0]}" if files else ""
+        print(f"liif: {' '.join(error.format_message().split())}{hint} (see {command} --help)", file=sys.stderr)
     return int(error.exit_code)

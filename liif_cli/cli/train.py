@@ -51,7 +51,7 @@ def train(
             "--val",
             metavar="DIR",
             help="Pictures to score on, the first ten of a folder (validation.pictures), every 5000 iterations"
-            " (validation.every) and at the end. They are not trained on.",
+            " (validation.every) and at the end. They are not trained on, unless they are all of --data.",
             show_default=False,
             rich_help_panel=DATA,
         ),
@@ -143,6 +143,8 @@ def train(
     if preset is None:
         saved = None if output is None else output / "config.json"
         if not resume or saved is None or not saved.is_file():
+            if resume and output is not None:
+                raise UsageError(f"{output}: holds no run to resume; name its folder, or a recipe to begin one")
             raise UsageError("name a recipe, such as liif-light; liif train --list shows them")
         preset = str(saved)
     config = load_train(preset, settings or [])
@@ -291,6 +293,8 @@ def _open_store(
     processes.wait()
     store = store or opened()
     say.left_out(store.skipped, len(store))
+    if val is not None and data.resolve().is_relative_to(val.resolve()):
+        say.note(f"--val {val} is --data, or lies around it: what is scored is trained on as well")
     return store
 
 

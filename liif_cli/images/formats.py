@@ -99,7 +99,9 @@ def format_of(path: Path, name: str | None = None) -> Format:
     extensions = ", ".join(known.extensions[0] for known in FORMATS)
     if not wanted:
         raise UsageError(f"{path}: has no extension to tell the format by; add one of {extensions}")
-    raise UsageError(f"{path}: {wanted} is no format liif can write; use one of {extensions}")
+    raise UsageError(
+        f"{path}: {wanted} is no format liif can write; use one of {extensions}, or end the name of a folder with /"
+    )
 
 
 def check_output(

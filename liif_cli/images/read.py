@@ -245,7 +245,7 @@ def check_pixels(name: str, pixels: int, max_pixels: int | None) -> None:
     """Raise InputError where a picture has more pixels than allowed: it may be a small file made to fill the memory."""
     if max_pixels is not None and pixels > max_pixels:
         raise InputError(
-            f"{name}: has {pixels / 1e6:,.0f} million pixels, more than the limit of {max_pixels / 1e6:,.0f} million; "
+            f"{name}: has {_count(pixels)} pixels, more than the limit of {_count(max_pixels)}; "
             "raise the limit (--max-pixels) if the file is to be trusted, or cut it into parts"
         )
 
@@ -271,6 +271,10 @@ def _on_screen(file: Opened, size: tuple[int, int]) -> Picture:
     place[..., :3] = frame.colour[: place.shape[0], : place.shape[1]]
     place[..., 3] = 255 if frame.alpha is None else frame.alpha[: place.shape[0], : place.shape[1]]
     return replace(frame, pixels=pixels)
+
+
+def _count(pixels: int) -> str:
+    return f"{pixels:,}" if pixels < 10**6 else f"{pixels / 1e6:,.0f} million" if pixels < 10**12 else f"{pixels:.0e}"
 
 
 def _read_deep_png(file: Opened, image: Image.Image) -> Picture:

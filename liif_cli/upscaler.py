@@ -26,7 +26,7 @@ from PIL import Image
 from liif_cli import allocator, checkpoint, control_groups, weights
 from liif_cli.engine import MIB, Encoded, Engine, joined
 from liif_cli.errors import MemoryBudgetError, RangeError, UsageError
-from liif_cli.images import Picture, compose, from_array, from_pil, layers, looks_drawn, to_array, to_pil
+from liif_cli.images import Picture, compose, from_array, from_pil, keep_flat, layers, looks_drawn, to_array, to_pil
 from liif_cli.out_of_memory import is_out_of_memory
 from liif_cli.sizing import Box, Size, Sizing, box_sides
 
@@ -257,9 +257,12 @@ class OpenPicture:
     def _painted(
         self, number: int, size: Size, box: Box | None, report: Callable[[float], None]
     ) -> Generator[np.ndarray, None, None]:
-        """The bands of a layer; where half precision fails all is painted again in float32, and what was given already
-        is left out."""
+        """The bands of a layer, with areas of one colour as they are; where half precision fails all is painted again
+        in float32, and what was given already is left out."""
         done = again = 0
+        layer = self._layers[number]
+        sides = box_sides(layer.size, box)
+        enlarged = size[0] >= sides[0] and size[1] >= sides[1] and not layer.engine.model.holds_picture
         while done < size[0]:
             try:
                 with closing(self._layers[number].bands(size, box, report)) as bands:
@@ -267,7 +270,8 @@ class OpenPicture:
                         known = min(again, len(band))
                         again -= known
                         if known < len(band):
-                            yield band[known:]
+                            rows = band[known:]
+                            yield keep_flat(layer.image, rows, done, size, box) if enlarged else rows
                         done += len(band) - known
             except RangeError:
                 if self._in_float32 is None:

@@ -8,6 +8,7 @@ from liif_cli.images.arrays import from_array, to_array
 from liif_cli.images.compose import compose, layers, layers_bytes
 from liif_cli.images.drawn import looks_drawn
 from liif_cli.images.fit import fitted
+from liif_cli.images.flat import keep_flat
 from liif_cli.images.formats import FORMATS, Format, check_output, encoding_px, format_of
 from liif_cli.images.header import Header, may_move, read_header
 from liif_cli.images.picture import Picture
@@ -33,6 +34,7 @@ __all__ = [
     "format_of",
     "from_array",
     "from_pil",
+    "keep_flat",
     "layers",
     "layers_bytes",
     "looks_drawn",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 from liif_cli.errors import InputError, UsageError
 
@@ -35,6 +36,10 @@ def box_sides(image: Size, box: Box | None) -> tuple[float, float]:
     return float(bottom - top), float(right - left)
 
 
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, Real) and 0 < float(number) < math.inf
+
+
 class Sizing(NamedTuple):
     """How large the output shall be; exactly one field is set.
 
@@ -59,7 +64,7 @@ class Sizing(NamedTuple):
             raise UsageError(f"the output needs a size; give exactly one of {', '.join(self._fields)}, not {got}")
         for name, value in given.items():
             numbers = value if isinstance(value, tuple | list) else (value,)
-            if not all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers):
+            if not all(map(_is_positive, numbers)):
                 raise UsageError(f"{name} must be a number above 0, not {value}")
         height, width = image
         if self.size is not None:

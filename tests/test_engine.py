@@ -409,6 +409,8 @@ def test_windows_of_a_field_are_those_of_the_upscaled_picture():
 def test_sizes_are_whole_numbers_of_whatever_kind(size):
     model = load(OFFICIAL, device="cpu")
     assert np.array_equal(model.upscale(photo(9, 12), size=size), model.upscale(photo(9, 12), size=(36, 48)))
+    with pytest.raises(UsageError, match="scale must be a number above 0, not 2"):
+        model.upscale(photo(9, 12), scale="2")
     with pytest.raises(UsageError, match=r"size must be whole numbers of pixels, not \(13.5, 24\)"):
         model.upscale(photo(9, 12), size=(13.5, 24))
 

@@ -488,7 +488,7 @@ def test_a_small_file_of_many_pixels_is_refused() -> None:
     )
     with pytest.raises(InputError, match="million pixels"):
         read(bomb)
-    with pytest.raises(InputError, match="limit of 0 million"):
+    with pytest.raises(InputError, match="has 4,096 pixels, more than the limit of 100"):
         read(encode(Image.fromarray(NOISE), "PNG"), max_pixels=100)
     assert read(encode(Image.fromarray(NOISE), "PNG"), max_pixels=None).size == (64, 64)
 

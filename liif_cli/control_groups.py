@@ -12,7 +12,7 @@ def own_groups() -> Iterator[Path]:
     """Their folders, from the own one up; nothing on systems without any."""
     try:
         own = next(line for line in OWN.read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
+    except (OSError, ValueError, StopIteration):
         return
     group = GROUPS / own.removeprefix("0::/")
     for folder in (group, *group.parents):

@@ -279,7 +279,11 @@ class Keeper(Interface):
 
 
 class _Unreadable(InputError):
-    """A truth that cannot be read, or is too small for a scale."""
+    """A truth that cannot be read."""
+
+
+class _Unfit(_Unreadable):
+    """A truth that cannot be scored at one scale, being too small."""
 
 
 Known = Mapping[str, Score]
@@ -328,7 +332,7 @@ def evaluate(
     cells = [(d, s, t) for d in work.datasets for s in work.scales for t in d.truths]
     waiting: deque[tuple[str, Score | Future[Score]]] = deque()
     last_read: tuple[Path, Array] | None = None
-    unreadable: set[Path] = set()
+    unreadable: set[Path | tuple[Path, float]] = set()  # at all, or at a scale
 
     def prepare(dataset: Dataset, scale: float, truth: Truth) -> Pair:
         nonlocal last_read
@@ -340,11 +344,11 @@ def evaluate(
         try:
             return dataset.pair(truth, scale, protocol, last_read[1])
         except InputError as error:
-            raise _Unreadable(str(error)) from None
+            raise _Unfit(str(error)) from None
 
     def jobs(dataset: Dataset, scale: float, truth: Truth) -> list[tuple[Method, str, Score | None]]:
         """Each method, its score's key, and the score where nothing is to be painted for it."""
-        if truth.path in unreadable and not dataset.all_count:
+        if unreadable & {truth.path, (truth.path, scale)} and not dataset.all_count:
             return []
         wanted = any(keeper.wants(dataset, truth) for keeper in keepers)
         try:
@@ -369,7 +373,7 @@ def evaluate(
                     except _Unreadable as error:
                         if dataset.all_count:
                             raise
-                        unreadable.add(truth.path)
+                        unreadable.add((truth.path, scale) if isinstance(error, _Unfit) else truth.path)
                         left_out(truth, error)
                         current = []
                 ahead = None

@@ -7,7 +7,6 @@ plan depends on them.
 from __future__ import annotations
 
 import codecs
-import contextlib
 import glob
 import io
 import os
@@ -465,9 +464,9 @@ def refuse_original(source: Path | io.BytesIO, output: Path) -> None:
     gives its own name."""
     if not isinstance(source, Path) or source == STANDARD or output == STANDARD or not is_file(output):
         return
-    with contextlib.suppress(OSError):
-        if source.samefile(output) and source.absolute() != output.absolute():
-            raise OutputError(f"{output}: leads to the input, {source}; name another output with -o")
+    places = {path.parent.resolve() / path.name for path in (source, output)}
+    if len(places) == 2 and source.resolve() == output.resolve():
+        raise OutputError(f"{output}: leads to the input, {source}; name another output with -o")
 
 
 def _stays(output: Path, options: Options) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from numbers import Real
 from typing import Any, NamedTuple
 
 from liif_cli.errors import InputError, UsageError
@@ -37,7 +36,10 @@ def box_sides(image: Size, box: Box | None) -> tuple[float, float]:
 
 
 def _is_positive(number: Any) -> bool:
-    return isinstance(number, Real) and 0 < float(number) < math.inf
+    try:
+        return not isinstance(number, str) and 0 < float(number) < math.inf
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 class Sizing(NamedTuple):

@@ -42,6 +42,8 @@ PHOTOGRAPHS, JPEG, DRAWN = "default", "liif-jpeg", "liif-drawn"
 # whose quality is not read, at what encoders choose by themselves (benchmarks/TRAINING.md).
 COARSE_QUALITY = 95
 UNTOLD_QUALITY = frozenset({"WEBP", "AVIF"})
+# Below this quality JPEG makes plateaus of skies that reach beyond its blocks, which a network is to smooth.
+PLATEAUS = 50
 # The scale beyond which the network's picture is enlarged by bicubic interpolation instead (benchmarks/TRAINING.md).
 FARTHEST = 4.0
 
@@ -263,6 +265,7 @@ class OpenPicture:
         layer = self._layers[number]
         sides = box_sides(layer.size, box)
         enlarged = size[0] >= sides[0] and size[1] >= sides[1] and not layer.engine.model.holds_picture
+        keeps = enlarged and (self.picture.jpeg_quality or PLATEAUS) >= PLATEAUS
         while done < size[0]:
             try:
                 with closing(self._layers[number].bands(size, box, report)) as bands:
@@ -271,7 +274,7 @@ class OpenPicture:
                         again -= known
                         if known < len(band):
                             rows = band[known:]
-                            yield keep_flat(layer.image, rows, done, size, box) if enlarged else rows
+                            yield keep_flat(layer.image, rows, done, size, box) if keeps else rows
                         done += len(band) - known
             except RangeError:
                 if self._in_float32 is None:

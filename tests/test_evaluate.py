@@ -598,6 +598,11 @@ def test_a_picture_too_small_is_left_out_of_a_folder(photos: Path) -> None:
     assert "left out: " in ran.stderr
     assert "c.png: too small for x2" in ran.stderr
     assert {score["image"] for score in json.loads(ran.stdout)["scores"]} == {"a.png", "b.png"}
+    Image.new("RGB", (25, 25), "red").save(photos / "c.png")  # too small for one scale only, whichever comes first
+    ran = liif("--dataset", photos, "--scales", "8,2", "-m", "none", "--json", "-")
+    found = {(score["image"], score["scale"]) for score in json.loads(ran.stdout)["scores"]}
+    assert ("c.png", 2) in found
+    assert ("c.png", 8) not in found
 
 
 def test_a_folder_of_a_benchmarks_name_is_not_held_against_published_scores(photos: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from liif_cli.images import keep_flat
+from liif_cli.images import flat, keep_flat
 from liif_cli.images.flat import REACH
 from liif_cli.sizing import Box
 from liif_cli.upscaler import load
@@ -69,6 +69,13 @@ def test_a_page_of_one_colour_is_enlarged_to_one(colour, scale):
     dot.putpixel((50, 30), (0, 0, 0, 255))
     alpha = np.asarray(model.upscale(dot, scale))[..., 3]
     assert (alpha[: int(10 * scale), : int(30 * scale)] == 0).all()
+
+
+def test_of_a_window_no_more_is_looked_at_than_matters(monkeypatch):
+    seen, before = [], flat._flat
+    monkeypatch.setattr(flat, "_flat", lambda image, *rows: seen.append(image.shape[1]) or before(image, *rows))
+    keep_flat(np.zeros((60, 5000, 3), np.uint8), np.ones((20, 30, 3), np.float32), 0, (20, 30), Box(10, 900, 20, 915))
+    assert seen == [15 + 2 + 2 * REACH]
 
 
 def test_a_photograph_is_not_touched():

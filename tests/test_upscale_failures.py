@@ -427,6 +427,8 @@ def test_an_output_that_leads_to_its_input_is_refused(upscale: Cli, tmp_path: Pa
             "liif: photo_x2.png: leads to the input, photo.png; name another output with -o\n",
         )
     assert (tmp_path / "photo.png").read_bytes() == content
+    here = f"../{tmp_path.name}/photo.png"
+    assert upscale(here, "--scale", "2", "-o", "photo.png", "--overwrite").code == 0  # the very name, spelt otherwise
 
 
 def test_where_no_folder_can_be_seen_a_preview_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 A network answers a little beside it: by up to 10 levels of 255 along the frame, where it sees zeros beyond, and by a
 faint pattern inside. On a page of the same colour that shows. What is one colour as far around as this looks is no
-photograph's noise, nor a plateau of a JPEG file, whose blocks a network is to smooth: they reach less far.
+photograph's noise, nor a plateau of most JPEG files, whose blocks a network is to smooth: they reach less far.
 """
 
 import numpy as np
@@ -26,6 +26,9 @@ def keep_flat(image: Array, band: Array, top: int, size: Size, box: Box | None =
     rows = _pair(np.arange(top, top + len(band)), size[0], (box.top, box.bottom), image.shape[0])
     columns = _pair(np.arange(size[1]), size[1], (box.left, box.right), image.shape[1])
     first, stop = int(rows[0].min()), int(rows[1].max()) + 1
+    # Of a window no more is looked at than matters to it.
+    left, right = max(0, int(columns[0].min()) - REACH), int(columns[1].max()) + 1 + REACH
+    image, columns = image[:, left:right], (columns[0] - left, columns[1] - left)
     flat = _flat(image, first, stop)
     if not flat.any():
         return band

@@ -498,7 +498,7 @@ class Encoded:
             yield from painted
             return
         resampler = BandResampler(task.painted, task.output, task.windows)
-        with ThreadPoolExecutor(max(painters, RESAMPLERS if engine.device.type != "cpu" else 1)) as pool:
+        with ThreadPoolExecutor(painters if engine.device.type == "cpu" else RESAMPLERS) as pool:
             for band in painted:
                 rows = resampler.push(band, pool.map)
                 if len(rows):

@@ -264,8 +264,8 @@ class OpenPicture:
         done = again = 0
         layer = self._layers[number]
         sides = box_sides(layer.size, box)
-        enlarged = size[0] >= sides[0] and size[1] >= sides[1] and not layer.engine.model.holds_picture
-        keeps = enlarged and (self.picture.jpeg_quality or PLATEAUS) >= PLATEAUS
+        enlarged = size[0] >= sides[0] and size[1] >= sides[1]
+        plain = (self.picture.jpeg_quality or PLATEAUS) >= PLATEAUS and not layer.engine.model.holds_picture
         while done < size[0]:
             try:
                 with closing(self._layers[number].bands(size, box, report)) as bands:
@@ -274,7 +274,7 @@ class OpenPicture:
                         again -= known
                         if known < len(band):
                             rows = band[known:]
-                            yield keep_flat(layer.image, rows, done, size, box) if keeps else rows
+                            yield keep_flat(layer.image, rows, done, size, box) if enlarged and plain else rows
                         done += len(band) - known
             except RangeError:
                 if self._in_float32 is None:

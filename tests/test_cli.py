@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,14 @@ HEAVY = ("torch", "numpy", "PIL", "pyvips", "scipy", "skimage", "tqdm", "request
 SIZES = ("--scale", "--size", "--width", "--height", "--longest", "--megapixels", "--box")
 
 
+def timed(program: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A program in a process of its own, and the seconds of the processor that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ran, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["upscale", "--help"], ["--version"], ["upscale"]])
 def test_answers_need_nothing_heavy(arguments: list[str]) -> None:
     program = (
@@ -25,8 +34,10 @@ def test_answers_need_nothing_heavy(arguments: list[str]) -> None:
         f"try: main({arguments})\n"
         f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    ran, taken = timed(program)
     assert ran.stderr.splitlines()[-1] == "[]"
+    # In the processor's time, against what no answer can do without: up to twice as much was seen.
+    assert taken < 3 * timed("import typer.rich_utils")[1]
 
 
 def test_a_deleted_working_folder_is_one_line(tmp_path: Path) -> None:
@@ -49,6 +60,19 @@ def test_a_file_that_looks_like_an_option_gets_a_hint(
     with pytest.raises(SystemExit):
         main(sys.argv[1:])
     assert "for the file write ./-dash.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("limit", "threads"), [(None, None), (0.5, "1"), (1.0, "1"), (10**6, None)])
+def test_libraries_are_told_of_a_containers_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: float | None, threads: str | None
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("liif_cli.cli.processors", lambda: limit)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
 def test_the_version(cli: Cli) -> None:

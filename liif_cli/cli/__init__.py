@@ -130,8 +130,8 @@ _NAMES = "liif-names"
 
 
 def _as_they_are_or_told(error: UnicodeError) -> tuple[str | bytes, int]:
-    """How names of files are printed that an encoding has no characters for: bytes that were no text as they are, and
-    others as \\N{...} would name them, by number."""
+    """How what an encoding has no characters for is printed of files' names: bytes that were no text as they are,
+    characters by their numbers."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:

@@ -34,7 +34,7 @@ _CMYK_AND_LAB = ("CMYK", "LAB")
 # What reading takes for each byte of the pixels, at most, measured with 24 megapixels: what a decoder holds (Pillow
 # four bytes a pixel) and what it hands over. Of moving pictures one frame after the other is decoded.
 _READING = {"TIFF": 1.3, "JPEG": 2.8, "BMP": 2.8, "PNG": 3.0, "GIF": 3.0, "HEIF": 3.0, "AVIF": 3.5, "WEBP": 6.0}
-_READING_INKS, _READING_FRAMES = 4.0, 2.0
+_READING_CONVERTED, _READING_FRAMES = 4.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Header:
     exif: bytes | None = None
     xmp: bytes | None = None
     iptc: bytes | None = None
-    inks: bool = False  # whether it is CMYK in the file
+    converted: bool = False  # whether its colours are not RGB's in the file, but CMYK's or Lab's
 
     @property
     def bytes(self) -> int:
@@ -66,7 +66,9 @@ class Header:
         """About what is taken at most while they are read."""
         if self.frames > 1:
             return int(_READING_FRAMES * self.bytes)
-        return int((_READING_INKS if self.inks else _READING.get(self.format, _READING_INKS)) * self.bytes)
+        return int(
+            (_READING_CONVERTED if self.converted else _READING.get(self.format, _READING_CONVERTED)) * self.bytes
+        )
 
     def blank(self) -> Picture:
         """Return a picture of this kind that takes no memory, to ask `check_output` about; all of it is opaque."""

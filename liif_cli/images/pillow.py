@@ -48,8 +48,8 @@ def as_channels(image: Image.Image) -> Array:
     if image.height <= rows:
         array = np.asarray(image)
     else:  # in strips: on the way Pillow holds all of what it hands over twice
-        first = np.asarray(image.crop((0, 0, image.width, rows)))
-        array = np.empty((image.height, *first.shape[1:]), first.dtype)
+        pixel = np.asarray(image.crop((0, 0, 1, 1)))
+        array = np.empty((image.height, image.width, *pixel.shape[2:]), pixel.dtype)
         for top in range(0, image.height, rows):
             strip = image.crop((0, top, image.width, min(top + rows, image.height)))
             array[top : top + rows] = np.asarray(strip)

@@ -34,10 +34,13 @@ def test_answers_need_nothing_heavy(arguments: list[str]) -> None:
         f"try: main({arguments})\n"
         f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
-    ran, taken = timed(program)
-    assert ran.stderr.splitlines()[-1] == "[]"
-    # In the processor's time, against what no answer can do without: up to twice as much was seen.
-    assert taken < 3 * timed("import typer.rich_utils")[1]
+    bare = "import typer.rich_utils"  # what no answer can do without
+    assert timed(program)[0].stderr.splitlines()[-1] == "[]"
+    timed(bare)  # both have been compiled and read from the disk now
+    # The best of three, in turns and in the processor's time, for what else a machine does only ever adds: two and
+    # a half times as much was seen.
+    turns = [(timed(program)[1], timed(bare)[1]) for _ in range(3)]
+    assert min(taken for taken, _ in turns) < 4 * min(least for _, least in turns)
 
 
 def test_a_deleted_working_folder_is_one_line(tmp_path: Path) -> None:

@@ -72,10 +72,27 @@ def layers(relative: Tensor, hidden: list[tuple[Tensor, Tensor]], last: tuple[Te
     )
 
 
-def warps(capability: tuple[int, int]) -> int:
-    """How many warps share a piece, by a GPU's compute capability: where the matrix instructions are those of Hopper
-    and the large Blackwell, four; elsewhere these would spill (and two pieces spill all the same)."""
-    return 4 if capability[0] in (9, 10) else 8
+class Shape(NamedTuple):
+    """What a program of the kernel paints, in pixels, and with how many warps."""
+
+    down: int
+    across: int
+    warps: int
+
+
+def shape(hidden: int, corners: int, capability: tuple[int, int]) -> Shape:
+    """The fastest that was tried on an H200; on others, which were not, one whose registers do not spill where there is
+    one. By a GPU's compute capability.
+
+    Four warps share a piece where the matrix instructions are those of Hopper and the large Blackwell; elsewhere these
+    would spill (and two pieces spill all the same). There a program of one piece does best with twice the pixels,
+    though a few of its registers spill: 16.8 megapixels of a decoder of 2 x 128 take 11.5 ms, 15.6 without. Other
+    shapes and numbers of warps take the paper's decoder 1.2 to 2 times as long.
+    """
+    pieces = max(1, hidden // PIECE)
+    wide = capability[0] in (9, 10)
+    pixels = 16 if wide or pieces == 2 else 8
+    return Shape(pixels // corners**2, 8, (4 if wide else 8) * pieces)
 
 
 def paint(codes: Tensor, rows: Corner, columns: Corner, decoder: Layers) -> Tensor:
@@ -85,8 +102,8 @@ def paint(codes: Tensor, rows: Corner, columns: Corner, decoder: Layers) -> Tens
     hidden = codes.shape[-1]
     pieces = max(1, hidden // PIECE)
     corners = len(rows.code)
-    # What a program's warps hold without spilling registers.
-    across, down = 8, 8 * pieces // corners**2
+    capability = torch.cuda.get_device_capability(codes.device) if codes.is_cuda else (9, 0)
+    down, across, warps = shape(hidden, corners, capability)
     _paint[(triton.cdiv(height, down) * triton.cdiv(width, across),)](
         codes,
         *rows,
@@ -102,7 +119,7 @@ def paint(codes: Tensor, rows: Corner, columns: Corner, decoder: Layers) -> Tens
         CORNERS=corners,
         DOWN=down,
         ACROSS=across,
-        num_warps=warps(torch.cuda.get_device_capability(codes.device) if codes.is_cuda else (9, 0)) * pieces,
+        num_warps=warps,
     )
     return out
 

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from liif_cli.engine import MIB, joined
-from liif_cli.errors import LiifError, MemoryBudgetError, OutputError
+from liif_cli.errors import ExistsError, LiifError, MemoryBudgetError, OutputError
 from liif_cli.files import cannot_write, is_file, is_folder
 from liif_cli.images import (
     Animation,
@@ -63,6 +63,7 @@ from liif_cli.jobs import (
     refuse_original,
     standard_format,
     standard_input,
+    temporary_place,
 )
 from liif_cli.out_of_memory import is_out_of_memory
 from liif_cli.sizing import Size
@@ -219,6 +220,8 @@ class _Batch:
             self.report(result)
 
     def report(self, result: Result) -> None:
+        if self.options.skip_existing and isinstance(result.error, ExistsError):  # another program was faster
+            result = result._replace(error=None, skipped=True)
         self.results.append(result)
         self.failed = self.failed or result.error is not None
         self.listener.finished(result)
@@ -620,9 +623,10 @@ def _destination(task: _Task, options: Options, *, deliver: bool = True) -> Iter
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
     try:
-        holder = tempfile.TemporaryDirectory(prefix="liif-", ignore_cleanup_errors=True)
+        place = temporary_place()
+        holder = tempfile.TemporaryDirectory(prefix="liif-", dir=place, ignore_cleanup_errors=True)
     except OSError as error:
-        raise cannot_write(Path(tempfile.gettempdir()), error) from None
+        raise cannot_write(place, error) from None
     with holder as folder:
         yield Path(folder)
 

@@ -47,3 +47,7 @@ class OutputError(LiifError):
     """A result that cannot be written: no space, no permission, a format that cannot hold it."""
 
     exit_code = 5
+
+
+class ExistsError(OutputError):
+    """A file that is there, and must not be replaced."""

@@ -35,6 +35,7 @@ from liif_cli.benchmarks import Dataset, Pair, Truth
 from liif_cli.benchmarks.datasets import LEAST_SIDE, read_rgb
 from liif_cli.engine import Engine, joined
 from liif_cli.errors import InputError, LiifError, UsageError
+from liif_cli.images import read_header
 from liif_cli.metrics import Channel, psnr, ssim
 from liif_cli.protocol import Protocol
 from liif_cli.resize import matlab_bicubic, taps
@@ -125,6 +126,14 @@ class KernelMethod:
         )
         nearest: Array = image[rows_of[:, None], columns_of]
         return nearest
+
+    def on_grey(self, truth: Array, low_res: Size) -> tuple[Array, Array]:
+        """The recipe of the published tables for a picture of one channel, whose levels are taken as they are: the
+        enlargement and the truth, (H, W, 3) floats, the channels alike."""
+        levels = truth[..., 0].astype(np.float64)
+        size = levels.shape[0], levels.shape[1]
+        enlarged = np.floor(np.clip(self.enlarge(matlab_bicubic(levels, low_res), size), 0, 255) + 0.5)
+        return np.repeat(enlarged[..., None] / 255, 3, axis=2), np.repeat(levels[..., None] / 255, 3, axis=2)
 
     def on_luma(self, truth: Array, low_res: Size) -> tuple[Array, Array]:
         """The recipe of the published tables (`protocol.py`): the enlargement and the truth, grey, (H, W, 3) floats.
@@ -452,7 +461,11 @@ def score(painted: Painted, protocol: Protocol, perceptual: Perceptual | None = 
     source = painted.pair.source
     if painted.image is None:
         assert isinstance(painted.method, KernelMethod)
-        image, target = painted.method.on_luma(high_res, painted.pair.low_res.shape[:2])
+        low_res = painted.pair.low_res.shape[0], painted.pair.low_res.shape[1]
+        if _is_grey(truth.path):
+            (image, target), channel = painted.method.on_grey(high_res, low_res), "rgb"
+        else:
+            image, target = painted.method.on_luma(high_res, low_res)
         source = "luma"
     else:
         image, target = painted.image, high_res
@@ -476,6 +489,13 @@ def score(painted: Painted, protocol: Protocol, perceptual: Perceptual | None = 
         )
     except LiifError as error:
         raise InputError(f"{truth.path}: {error}") from None
+
+
+def _is_grey(path: Path) -> bool:
+    try:
+        return read_header(path, max_pixels=None).channels <= 2
+    except InputError as error:
+        raise InputError(f"{path}: cannot be read any more: {error}") from error
 
 
 def _as_saved(image: Array) -> Array:

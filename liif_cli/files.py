@@ -10,10 +10,11 @@ import errno
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from liif_cli.errors import OutputError
+from liif_cli.errors import ExistsError, OutputError
 
 # A name may be 255 bytes long on the usual file systems; what the temporary name adds must fit as well.
 _LONGEST_STEM_BYTES = 200
@@ -117,7 +118,7 @@ def with_home(path: str | Path) -> Path:
 
 def temporary_beside(final: Path) -> Path:
     """Return an unused hidden name in the folder of `final`."""
-    stem = os.fsencode(final.name)[:_LONGEST_STEM_BYTES].decode("utf-8", "ignore")  # not half a letter
+    stem = os.fsencode(final.name)[:_LONGEST_STEM_BYTES].decode(sys.getfilesystemencoding(), "ignore")  # no half letter
     return final.with_name(f".{stem}.{secrets.token_hex(4)}.part")
 
 
@@ -159,7 +160,7 @@ def move_into_place(temporary: Path, final: Path, *, overwrite: bool) -> None:
 
 def already_there(final: Path) -> OutputError:
     """Return the error for a file that must not be replaced."""
-    return OutputError(f"{final}: already exists; add --overwrite to replace it, or name another file")
+    return ExistsError(f"{final}: already exists; add --overwrite to replace it, or name another file")
 
 
 def cannot_write(final: Path, error: BaseException) -> OutputError:

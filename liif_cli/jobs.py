@@ -317,7 +317,7 @@ def _without_outputs(jobs: list[Job], options: Options) -> Plan:
 
     def is_output(job: Job) -> bool:
         path = job.source.path
-        match = re.fullmatch(rf"(.+)_{label}", path.stem)
+        match = re.fullmatch(rf"(.+)_{label}", path.stem, re.DOTALL)
         made_from = None if match is None else (_place(path.parent), match[1])
         # What somebody names is an output only where it has the very name of one.
         return made_from in made and (job.source.found or made[made_from] == path.suffix.lower())
@@ -327,21 +327,28 @@ def _without_outputs(jobs: list[Job], options: Options) -> Plan:
 
 
 def _place(path: Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100  links are not followed: they are names of their own
+    # Links are not followed, since they are names of their own; but what lies above one is above what it leads to.
+    if ".." in path.parts:
+        path = Path(os.path.realpath(path.parent), path.name) if path.name != ".." else path.resolve()
+    return os.path.abspath(path)  # noqa: PTH100
 
 
 def _told_apart(jobs: Sequence[Job]) -> list[Job]:
     """Jobs whose outputs would have one name keep their inputs' endings in it, where these differ: ``a_heic_x2.png``
     and ``a_jpg_x2.png``."""
 
-    def key(job: Job) -> tuple[str, str, str | None]:
-        return _place(job.folder), job.stem.casefold(), job.extension
-
     endings: dict[tuple[str, str, str | None], set[str]] = {}
     for job in jobs:
         if job.source.problem is None:
-            endings.setdefault(key(job), set()).add(job.source.path.suffix.lower())
-    return [replace(job, stem=_with_ending(job)) if len(endings.get(key(job), ())) > 1 else job for job in jobs]
+            endings.setdefault(_name_of(job), set()).add(job.source.path.suffix.lower())
+    return [replace(job, stem=_with_ending(job)) if len(endings.get(_name_of(job), ())) > 1 else job for job in jobs]
+
+
+def _name_of(job: Job) -> tuple[str, str, str | None]:
+    """What an output is called. Names that differ in case only are one file on many systems, though not where two such
+    inputs lie beside each other."""
+    beside = job.folder == job.source.path.parent
+    return _place(job.folder), job.stem if beside else job.stem.casefold(), job.extension
 
 
 def _with_ending(job: Job) -> str:
@@ -355,8 +362,7 @@ def _refuse_collisions(jobs: Sequence[Job], label: str) -> None:
     for job in jobs:
         if job.source.problem is not None:
             continue
-        # Names that differ in case only are one file on many systems.
-        other = taken.setdefault((_place(job.folder), job.stem.casefold(), job.extension), job)
+        other = taken.setdefault(_name_of(job), job)
         if other is not job:
             collisions.append((other, job))
     if collisions:
@@ -494,12 +500,14 @@ def _check_preview(source: Path | io.BytesIO, output: Path, size: Size, header: 
     # Folders that the run itself would make: the question goes to the nearest one that is there.
     folder = output.parent
     if job_makes(folder, options):
-        while not is_folder(folder) and folder != folder.parent:
+        while not os.path.lexists(folder) and folder != folder.parent:
             folder = folder.parent
+        if not is_folder(folder):
+            raise OutputError(f"{output.parent}: the folder cannot be made: {folder} is a file")
     asked = output if folder == output.parent else temporary_beside(folder / output.name)
     wanted = options.format or output.suffix
     if output == STANDARD:  # where it will wait until it is whole
-        asked = temporary_beside(Path(tempfile.gettempdir()) / "picture")
+        asked = temporary_beside(temporary_place() / "picture")
         wanted = standard_format(options, header.format, header.frames)
     alpha = header.channels in (2, 4)
     like = replace(
@@ -530,6 +538,16 @@ def _check_preview(source: Path | io.BytesIO, output: Path, size: Size, header: 
 def occupied(output: Path) -> OutputError:
     """The error for an output that is there, where nobody said what to do."""
     return OutputError(f"{output}: already exists; add --skip-existing to leave it, or --overwrite to replace it")
+
+
+def temporary_place() -> Path:
+    """The folder for temporary files. Raises OutputError where there is none."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:
+        raise OutputError(
+            "no folder for temporary files can be written to; name one by the environment variable TMPDIR"
+        ) from None
 
 
 def standard_format(options: Options, own: str, frames: int) -> str:

@@ -14,7 +14,8 @@ counts, the truth's luma is rounded to 8 bits, reduced with MATLAB's bicubic and
 rounding, and rounded to 8 bits at the end. That gives bicubic its 33.66, 30.39 and 28.42 dB on Set5. Fed the models'
 8-bit RGB files and not rounded, it scores 0.01 to 0.03 dB more: ``rounding="none"``.
 
-Grey pictures are read as RGB, so that their luma has studio range like that of the others.
+Pictures of one channel are read as RGB, so that their luma has studio range like that of the others; for kernels, as in
+those tables, their levels count as they are.
 """
 
 from __future__ import annotations

@@ -78,10 +78,13 @@ class Scorebook:
     def add(self, key: str, score: Score) -> None:
         """Keep a score; it is with the system when this returns."""
         if self._file is not None:
-            with contextlib.suppress(OSError):
-                line = json.dumps({"version": self._version, "key": key, "score": score._asdict()})
+            line = json.dumps({"version": self._version, "key": key, "score": score._asdict()})
+            try:
                 self._file.write(line + "\n")
                 self._file.flush()
+            except OSError:  # from here on nothing is kept
+                self.__exit__(None, None, None)
+                self._file = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

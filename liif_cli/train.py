@@ -58,6 +58,7 @@ from liif_cli.validate import Scores, Validator, write_png
 STATE, CONFIG, LOG, VALIDATION, SAMPLE = RUN_STATE, "config.json", "log.csv", "validation.csv", "sample.png"
 # Steps after which processes on GPUs agree whether to stop: a launcher that is told to kills them after 30 seconds.
 AGREE_EVERY = 5
+MOST_SKIPPED = 100  # steps in a row that optimiser.skip_loss may leave out
 TEACHER = "teacher.safetensors"
 SAME_EVENT_S = 1.0  # a signal that comes again within this time tells of the same event
 STOPPING = b"\nliif: stopping after this step, then saving; the same signal again stops at once, without saving\n"
@@ -202,6 +203,7 @@ class Trainer:
         self.average = self._weights()
         self.iteration = 0
         self.skipped = 0  # steps left out because of optimiser.skip_loss
+        self._skipped_in_a_row = 0
         self.waited = 0.0  # seconds
         self.scores: dict[str, dict[str, float]] = {}  # of the last validation, by its name and the scale
         self.scored = [0, ""]  # at which iteration that was, and which validation
@@ -284,8 +286,16 @@ class Trainer:
             skip_above = config.optimiser.skip_loss if self.iteration >= config.schedule.warmup else 0.0
             if skip_above and value > skip_above:
                 self.skipped += 1
+                self._skipped_in_a_row += 1
+                if self._skipped_in_a_row == MOST_SKIPPED:
+                    raise TrainingError(
+                        f"the last {MOST_SKIPPED} steps, to iteration {self.iteration}, were all left out for a loss"
+                        f" above optimiser.skip_loss = {skip_above:g} ({value:.3g}), so nothing is learned any more: if"
+                        " the pictures are as hard as that, raise it or --set optimiser.skip_loss=0"
+                    )
                 self.iteration += 1
                 return
+            self._skipped_in_a_row = 0
         if config.optimiser.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimiser.clip_norm)
         self.optimiser.step()
@@ -442,13 +452,25 @@ def begin_with(model: Model, source: checkpoint.Checkpoint, where: str) -> None:
     networks differ otherwise."""
     given, own = checkpoint.restore(source, where), model.state_dict()
     state = given.state_dict()
-    if {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in own.items()}:
+    same = {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in own.items()}
+    if _beside_shapes(given) != _beside_shapes(model):
+        raise ModelError(
+            f"{where}: its network is computed otherwise than the one that this run trains (local_ensemble, res_scale);"
+            " use the preset it was trained with"
+        )
+    if same:
         model.load_state_dict(state)
     elif not grow(given, model):
         raise ModelError(
             f"{where}: holds another network than this run trains, and not a smaller decoder of the same encoder;"
             " use the preset it was trained with"
         )
+
+
+def _beside_shapes(model: Model) -> list[object]:
+    """What of a network its tensors' shapes do not tell."""
+    scales = [module.res_scale for module in model.modules() if hasattr(module, "res_scale")]
+    return [type(model), getattr(model, "local_ensemble", None), scales]
 
 
 def teacher_of(config: TrainConfig, source: checkpoint.Checkpoint, where: str) -> Model:

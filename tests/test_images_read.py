@@ -349,6 +349,16 @@ def test_a_tiff_of_several_pages_is_refused_and_previews_are_no_pages(order: str
         assert ask(pages(20, 20, reduced=True)).size == (20, 20)
 
 
+@pytest.mark.parametrize(("height", "marked"), [(9, False), (3, True)])
+def test_a_narrow_second_page_is_one_and_a_small_one_that_says_so(height: int, marked: bool) -> None:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for pixels in (NOISE[:20, :20], NOISE[:height, :20] if not marked else NOISE[:height, :height]):
+            writer.write(pixels, photometric="rgb", subfiletype=2 * marked)
+    with pytest.raises(InputError, match="holds 2 pages"):
+        read(buffer.getvalue())
+
+
 def test_a_lab_tiff_is_read_with_its_header() -> None:
     lab = ImageCms.profileToProfile(
         Image.fromarray(NOISE), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
@@ -1109,7 +1119,7 @@ def test_a_drive_that_fails_is_an_input_error() -> None:
         read(Path("/proc/self/mem"))
 
 
-@pytest.mark.parametrize("keyword", ["transparency", "default_image", "duration", "dpi"])
+@pytest.mark.parametrize("keyword", ["transparency", "default_image", "duration", "dpi", "bbox", "interlace"])
 def test_a_text_of_a_png_may_be_called_as_pillow_calls_its_own(keyword: str) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text(keyword, "a text")
@@ -1129,3 +1139,103 @@ def test_a_bitmap_whose_alpha_is_nowhere_set_is_opaque(alpha: int) -> None:
     picture = read(content)
     assert picture.channels == (4 if alpha else 3)
     assert np.array_equal(picture.colour, corners())
+
+
+def lost(content: bytes) -> dict[str, bytes]:
+    """JPEG files whose data has a hole."""
+    half = len(content) // 2
+    return {
+        "zeros to the end": content[:half] + bytes(len(content) - half),
+        "ended too soon": content[:half] + b"\xff\xd9",
+    }
+
+
+@pytest.mark.parametrize("how", list(lost(bytes(4))))
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_whose_pixels_are_not_all_there_is_refused(tmp_path: Path, how: str, progressive: bool) -> None:
+    """Pillow hands over grey or nonsense for them."""
+    content = encode(Image.fromarray(NOISE), "JPEG", quality=92, progressive=progressive)
+    assert read(content).size == (64, 64)
+    for source in (lost(content)[how], write_file(tmp_path, "a.jpg", lost(content)[how])):
+        with pytest.raises(InputError, match=r"is damaged: part of its pixels|cut short"):
+            read(source)
+
+
+def test_bytes_that_do_not_belong_there_are_no_damage_to_a_jpeg() -> None:
+    content = encode(Image.fromarray(NOISE), "JPEG")
+    expected = read(content).pixels
+    assert np.array_equal(read(content[:-2] + b"\0\0\0" + content[-2:]).pixels, expected)  # before the end
+    assert np.array_equal(read(content + bytes(500)).pixels, expected)  # behind it
+
+
+def with_tag(content: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF file with another value of an entry, SHORT."""
+    at = content.index(struct.pack("<HHI", tag, 3, 1), int.from_bytes(content[4:8], "little"))
+    return content[: at + 8] + struct.pack("<HH", value, 0) + content[at + 12 :]
+
+
+@pytest.mark.parametrize(
+    ("photometric", "says"),
+    [
+        (9, "of a kind that cannot"),
+        (5, "of a kind that cannot"),
+        (10, "of a kind"),
+        (32803, "sensor"),
+        (34892, "sensor"),
+    ],
+)
+def test_a_tiff_of_other_colours_is_refused_rather_than_read_as_rgb(photometric: int, says: str) -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, NOISE, photometric="rgb")
+    for ask in (read, read_header):
+        with pytest.raises(InputError, match=says):
+            ask(with_tag(buffer.getvalue(), 0x0106, photometric))
+
+
+def test_whole_tiffs_of_rare_layouts_are_not_called_damaged() -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, NOISE.transpose(2, 0, 1), photometric="rgb", planarconfig="separate", tile=(16, 16))
+    with pytest.raises(InputError, match="of a kind that cannot be decoded here"):
+        read(buffer.getvalue())
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, NOISE, photometric="rgb")  # as two by two pixels that share their colour would be marked
+    with pytest.raises(InputError, match="of a kind that cannot be decoded here"):
+        read(with_tag(buffer.getvalue(), 0x0106, 6))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF", "PNG"])
+def test_the_resolution_turns_with_the_picture(format: str) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    exif[0x011A], exif[0x011B], exif[0x0128] = 204.0, 98.0, 2
+    content = encode(Image.fromarray(corners()), format, exif=exif.tobytes(), dpi=(204, 98))
+    picture = read(content)
+    assert picture.size == (40, 24)
+    assert picture.dpi == (98, 204)
+    if format != "TIFF":  # there the tags are the file's own
+        assert metadata.resolution(picture.exif) == (98, 204)
+
+
+@pytest.mark.parametrize("format", ["WEBP", "AVIF", "PNG"])
+def test_a_resolution_that_only_exif_knows_is_carried(format: str) -> None:
+    exif = Image.Exif()
+    exif[0x011A], exif[0x011B], exif[0x0128] = 300.0, 150.0, 2
+    assert read(encode(Image.fromarray(corners()), format, exif=exif.tobytes())).dpi == (300, 150)
+
+
+def test_the_header_knows_how_a_png_lies_that_says_so_behind_its_pixels() -> None:
+    plain = png(corners())
+    content = plain[:-12] + chunk(b"eXIf", exif_block(6)[6:]) + plain[-12:]
+    assert read(content).size == read_header(content).size == (40, 24)
+
+
+def test_of_a_profile_what_lies_behind_it_is_left_out_and_one_cut_short_as_a_whole() -> None:
+    for icc, expected in (
+        (SRGB + b"\0\0", SRGB),
+        (SRGB[:-4], None),
+        (
+            (len(SRGB) + 1).to_bytes(4, "big") + SRGB[4:] + b"x",
+            (len(SRGB) + 4).to_bytes(4, "big") + SRGB[4:] + b"x\0\0\0",
+        ),
+    ):
+        assert read(encode(Image.fromarray(corners()), "JPEG", icc_profile=icc)).icc == expected

@@ -878,3 +878,61 @@ print(peak, writer_bytes(format_of(Path({name!r})), (SIDE, SIDE), like, 1 << 40)
         for side in (16, 900)
     )
     assert large - small <= planned + 900 * 900 * 3 + 2**22  # the source's own pixels, too
+
+
+def pages(many: bool) -> np.ndarray:
+    """White with letters' shades on it; with ``many`` a colourful square, too."""
+    pixels = np.full((80, 100, 3), 255, np.uint8)
+    pixels[10:20, 10:70] = np.linspace(0, 255, 60).astype(np.uint8)[None, :, None]
+    pixels[60:70, :40] = (30, 60, 90)
+    if many:
+        pixels[30:60, 50:90] = np.random.default_rng(0).integers(0, 256, (30, 40, 3))
+    return pixels
+
+
+def test_a_gif_of_few_colours_is_exact(tmp_path: Path) -> None:
+    for pixels in (pages(False), np.arange(256, dtype=np.uint8).reshape(16, 16, 1)):
+        write(tmp_path / "a.gif", pixels, Picture(pixels), overwrite=True)
+        with Image.open(tmp_path / "a.gif") as image:
+            assert np.array_equal(np.asarray(image.convert("RGB")), np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def test_in_a_gif_of_many_colours_areas_of_one_keep_it(tmp_path: Path) -> None:
+    pixels = pages(True)
+    alike = (pixels == 255).all(axis=2) | (pixels == (30, 60, 90)).all(axis=2)
+    frames = tuple(Picture(np.roll(pixels, shift, axis=1)) for shift in (0, 9))
+    write_animation(tmp_path / "a.gif", Animation(frames, (100, 100), 0, "GIF"))
+    with Image.open(tmp_path / "a.gif") as image:
+        for number, shift in enumerate((0, 9)):
+            image.seek(number)
+            shown = np.roll(np.asarray(image.convert("RGB")), -shift, axis=1)
+            assert np.array_equal(shown[alike], pixels[alike])
+            assert np.abs(shown.astype(int) - pixels).mean() < 6
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.dzi"])
+def test_a_profile_that_libpng_refuses_costs_no_picture(tmp_path: Path, name: str) -> None:
+    source = picture(4, icc=RGB_PROFILE + b"\0\0")
+    write_in_bands(tmp_path / name, source, budget_bytes=0)
+    assert (tmp_path / name).exists()
+
+
+def test_tiles_that_are_not_whole_are_an_error_and_the_old_picture_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As libvips leaves them, without a word, where the disk has no room for a small file."""
+    source = picture(3)
+    write_in_bands(tmp_path / "a.dzi", source, budget_bytes=0)
+    before = (tmp_path / "a.dzi").read_bytes()
+    save = Stream._save
+
+    def cut(self: Stream) -> None:
+        save(self)
+        tile = next(self._temporary.rglob("0_0.jpg"))
+        tile.write_bytes(tile.read_bytes()[:-5])
+
+    monkeypatch.setattr(Stream, "_save", cut)
+    with pytest.raises(OutputError, match=r"a\.dzi: cannot be written: 0_0\.jpg is not whole; is the disk full\?"):
+        write_in_bands(tmp_path / "a.dzi", source, budget_bytes=0, overwrite=True)
+    assert (tmp_path / "a.dzi").read_bytes() == before
+    assert names(tmp_path) == ["a.dzi", "a_files"]

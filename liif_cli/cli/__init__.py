@@ -24,6 +24,7 @@ from liif_cli import __version__
 from liif_cli.cli.eval import evaluate
 from liif_cli.cli.fetch_weights import fetch_weights
 from liif_cli.cli.machine import flag
+from liif_cli.cli.messages import complain, one_line, shown
 from liif_cli.cli.stopping import stoppable
 from liif_cli.cli.train import train
 from liif_cli.cli.upscale import EXAMPLES, upscale
@@ -44,23 +45,23 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
             with stoppable():
                 code = command(**arguments)
         except LiifError as error:
-            print(f"liif: {' '.join(str(error).split())}", file=sys.stderr)
+            complain(one_line(error))
             code = error.exit_code
         except KeyboardInterrupt as error:
-            print(f"liif: {str(error) or 'interrupted'}", file=sys.stderr)
+            complain(str(error) or "interrupted")
             code = getattr(error, "exit_code", INTERRUPTED)
         except BrokenPipeError:
-            print("liif: stopped: the program that read standard output has closed it", file=sys.stderr)
+            complain("stopped: the program that read standard output has closed it")
             code = 1
         except OSError as error:
             # What concerns files is told where it happens; what is left is what was to be said, and paths that may not
             # even be looked at.
             if error.errno in OF_THE_PATH and isinstance(error.filename, str | bytes):
-                print(f"liif: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
+                complain(f"{shown(os.fsdecode(error.filename))}: {error.strerror}")
                 code = 1
             elif error.errno in FULL and error.filename is None:
                 told = cannot_write(Path("standard output"), error)
-                print(f"liif: {told}", file=sys.stderr)
+                complain(str(told))
                 code = told.exit_code
             else:
                 raise
@@ -71,13 +72,14 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
 
 
 def _drop_unwritten() -> None:
-    """Where standard output takes no more, forget what waits for it: Python would complain again when it ends."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Where a standard stream takes no more, forget what waits for it: Python would complain again when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _Command(TyperCommand):
@@ -151,6 +153,8 @@ def _heed_processor_limit() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: the command line, or these arguments instead. Ends with SystemExit."""
     _heed_processor_limit()
+    if sys.stderr is None:  # closed: what is said there must not go to standard output, where pictures may go
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  for as long as the program runs
     for stream in (sys.stdout, sys.stderr):
         # Names of files need not be text in the terminal's encoding.
         if isinstance(stream, io.TextIOWrapper):
@@ -158,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         Path.cwd()
     except OSError:
-        print("liif: the folder that you are in has been deleted; change to another one", file=sys.stderr)
+        complain("the folder that you are in has been deleted; change to another one")
         sys.exit(1)
     try:
         code = app(arguments, prog_name="liif", standalone_mode=False)
@@ -178,6 +182,6 @@ def _explain(error: Any) -> int:
     else:
         command = error.ctx.command_path if error.ctx is not None else "liif"
         files = [word for word in sys.argv[1:] if word.startswith("-") and is_file(Path(word))]
-        hint = f"; for the file write ./{files[0]}" if files else ""
-        print(f"liif: {' '.join(error.format_message().split())}{hint} (see {command} --help)", file=sys.stderr)
+        hint = f"; for the file write ./{shown(files[0])}" if files else ""
+        complain(f"{shown(' '.join(error.format_message().split()))}{hint} (see {command} --help)")
     return int(error.exit_code)

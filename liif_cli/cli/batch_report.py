@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import traceback
@@ -16,6 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from liif_cli.cli import stopping
+from liif_cli.cli.messages import complain, one_line, shown, tell
 from liif_cli.errors import LiifError, OutputError
 from liif_cli.weights import AUTO
 
@@ -49,11 +51,13 @@ class Report:
         self.results: list[Result] = []
         self.began = time.monotonic()
         self.console = Console(stderr=True, highlight=False)
+        # Not as rich has it, which by FORCE_COLOR draws bars into logs.
+        self.is_watched = self.console.is_terminal and sys.stderr.isatty()
         self.progress = Progress(
             *_columns(count, narrow=self.console.width < NARROW),
             console=self.console,
             transient=True,
-            disable=quiet or not self.console.is_terminal,
+            disable=quiet or not self.is_watched,
             # Results are for standard output even while a bar is drawn on standard error.
             redirect_stdout=False,
             redirect_stderr=False,
@@ -71,14 +75,14 @@ class Report:
     def started(self, job: Job) -> None:
         """See ``batch.Listener``."""
         stopping.check()
-        self.progress.update(self.task, description=job.source.path.name)
+        self.progress.update(self.task, description=shown(job.source.path.name))
 
     def painted(self, job: Job, share: float) -> None:
         """See ``batch.Listener``."""
         stopping.check()
         # What is painted still has to be written: a picture counts as done when it is.
         if share >= 1:
-            self.progress.update(self.task, description=f"writing {job.source.path.name}")
+            self.progress.update(self.task, description=f"writing {shown(job.source.path.name)}")
         self._advance(len(self.results) + min(share, 0.99))
 
     def _advance(self, completed: float) -> None:
@@ -88,8 +92,8 @@ class Report:
     def finishing(self, job: Job) -> None:
         """See ``batch.Listener``."""
         if stopping.is_asked():
-            text = f"liif: finishing {job.source.path.name}, which is only being written; Ctrl-C again stops at once"
-            self._tell(text)
+            name = shown(job.source.path.name)
+            self._tell(f"liif: finishing {name}, which is only being written; Ctrl-C again stops at once")
 
     def finished(self, result: Result) -> None:
         """See ``batch.Listener``."""
@@ -105,7 +109,7 @@ class Report:
     def summary(self) -> None:
         """Say how the batch went, where it was one."""
         if self.count > 1 and not self.quiet:
-            if self.console.is_terminal:
+            if self.is_watched:
                 self.console.print(summary_table(self.results, self.count, time.monotonic() - self.began))
             else:
                 complain(summary_line(self.results, self.count))
@@ -133,13 +137,13 @@ class Report:
         self._tell(words(source, error))
         # Bugs of ours keep their traceback.
         if self.verbose or not isinstance(error, LiifError):
-            traceback.print_exception(error)
+            tell("".join(traceback.format_exception(error)).rstrip())
 
     def _tell(self, text: str) -> None:
         if self.progress.live.is_started:
             self._above(text)
         else:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
     def _above(self, text: str) -> None:
         """Print above the bar, as it is: not coloured, not wrapped."""
@@ -155,22 +159,17 @@ def _columns(count: int, *, narrow: bool) -> list[Any]:
     return [*columns, TimeRemainingColumn(), TextColumn("left")]
 
 
-def complain(text: str) -> None:
-    """Print a line to standard error."""
-    print(f"liif: {text}", file=sys.stderr, flush=True)
-
-
 def _name(source: Path) -> str:
-    return "standard input" if str(source) == "-" else str(source)
+    return "standard input" if str(source) == "-" else shown(source)
 
 
 def words(source: Path, error: Exception) -> str:
     """One line for an error, which names the input."""
     name = _name(source)
     if isinstance(error, LiifError):
-        text = " ".join(str(error).split())
+        text = one_line(error)
         # An output's name says enough, and comes first in its errors.
-        named = name in text or isinstance(error, OutputError)
+        named = isinstance(error, OutputError) or re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
         return f"liif: {text}" if named else f"liif: {name}: {text}"
     return f"liif: {name}: internal error ({type(error).__name__}); please report it with the traceback"
 
@@ -178,12 +177,12 @@ def words(source: Path, error: Exception) -> str:
 def line(result: Result, *, tell_model: bool = False) -> str:
     """One line for what was written, or was there."""
     if result.skipped:
-        return f"{result.output}  already exists, skipped"
+        return f"{shown(result.output)}  already exists, skipped"
     assert result.size is not None
     assert result.output_size is not None
     (height, width), (out_height, out_width) = result.size, result.output_size
     return (
-        f"{result.output}  {out_width}x{out_height} from {width}x{height}{_frames(result.frames)}"
+        f"{shown(result.output)}  {out_width}x{out_height} from {width}x{height}{_frames(result.frames)}"
         f"{f' by {result.model}' if tell_model and result.model else ''} in {result.seconds:.1f} s"
     )
 
@@ -195,12 +194,12 @@ def _frames(count: int) -> str:
 def preview_line(preview: Preview) -> str:
     """One line for what would be written."""
     if preview.skipped:
-        return f"{preview.output}  already exists, skipped"
+        return f"{shown(preview.output)}  already exists, skipped"
     assert preview.size is not None
     assert preview.output_size is not None
     (height, width), (out_height, out_width) = preview.size, preview.output_size
-    name = "standard output" if str(preview.output) == "-" else preview.output
-    return f"{name}  {out_width}x{out_height} from {preview.source} {width}x{height}{_frames(preview.frames)}"
+    name = "standard output" if str(preview.output) == "-" else shown(preview.output)
+    return f"{name}  {out_width}x{out_height} from {shown(preview.source)} {width}x{height}{_frames(preview.frames)}"
 
 
 def record(result: Result | Preview, asked: str) -> dict[str, Any]:
@@ -242,7 +241,7 @@ def counts(results: Sequence[Result], count: int) -> Mapping[str, int]:
 def summary_line(results: Sequence[Result], count: int) -> str:
     """The summary for logs."""
     parts = ", ".join(f"{number} {end}" for end, number in counts(results, count).items())
-    failed = [str(result.source) for result in results if result.error is not None]
+    failed = [shown(result.source) for result in results if result.error is not None]
     named = ", ".join(failed[:NAMED_FAILURES]) + (", ..." if len(failed) > NAMED_FAILURES else "")
     return f"{count} pictures: {parts}" + (f" ({named})" if failed else "")
 

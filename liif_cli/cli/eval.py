@@ -303,8 +303,8 @@ def evaluate(
 
 def _unread(left_out: Mapping[Path, str]) -> InputError:
     first, *others = left_out.values()
-    more = f", and {len(others)} more cannot be read" if others else ""
-    return InputError(f"{first}{more}; no mean counts {'them' if others else 'it'}")
+    more = f", and {len(others)} more are left out" if others else ""
+    return InputError(f"{first}{more}; means are over the others")
 
 
 def _parts(texts: Sequence[str]) -> list[str]:

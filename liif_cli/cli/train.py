@@ -176,7 +176,10 @@ def train(
     chosen = choose_device(_own_device(device, processes))
     say = _Terminal(config.iterations, quiet=quiet or not processes.first, verbose=verbose)
     with joined(processes, chosen), say, _alone(run) if processes.first else contextlib.nullcontext():
-        return _train(config, data, val, run, chosen, processes, say, going_on=going_on, begun=bool(begun_with))
+        begun = bool(begun_with)
+        return _train(
+            config, data, val, run, chosen, processes, say, going_on=going_on, begun=begun, overwrite=overwrite
+        )
 
 
 def _usual_run(recipe: Path, resume: bool) -> Path:
@@ -196,6 +199,7 @@ def _train(
     *,
     going_on: bool,
     begun: bool,
+    overwrite: bool,
 ) -> int:
     from liif_cli import checkpoint
     from liif_cli.train import TEACHER, Trainer, begin_with, network, run_training, teacher_of
@@ -245,7 +249,8 @@ def _train(
         signal = run_training(trainer, run, validator=validator)
     if signal is not None:
         say.close()
-        say.note(f"saved at iteration {trainer.iteration}; the same command with --resume goes on from there")
+        how = "--resume instead of --overwrite" if overwrite else "--resume"
+        say.note(f"saved at iteration {trainer.iteration}; the same command with {how} goes on from there")
         return 128 + signal  # as shells expect it
     say.close()
     if trainer.skipped:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption, flag
+from liif_cli.cli.messages import complain, shown, tell
 from liif_cli.errors import InputError, UsageError
 from liif_cli.weights import AUTO
 
@@ -344,7 +345,7 @@ def _run(
     jobs: Sequence[Job], options: Options, loading: dict[str, Any], saying: dict[str, bool], *, fail_fast: bool
 ) -> int:
     from liif_cli import batch
-    from liif_cli.cli.batch_report import Report, complain, exit_code
+    from liif_cli.cli.batch_report import Report, exit_code
     from liif_cli.jobs import STANDARD
     from liif_cli.upscaler import load
 
@@ -381,7 +382,7 @@ def _tell(previews: Iterable[Preview], model: str, *, as_json: bool, quiet: bool
     for found in previews:
         told.append(found)
         if found.error is not None:
-            print(words(found.source, found.error), file=sys.stderr, flush=True)
+            tell(words(found.source, found.error))
         if as_json:
             print(json.dumps({**record(found, model), "seconds": seconds}), flush=True)
         elif found.error is None and not quiet:
@@ -493,4 +494,4 @@ def _record_left_out(paths: Sequence[Path], model: str) -> None:
 def _note(what: str, paths: Sequence[Path], words: str) -> None:
     if paths:
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-        print(f"liif: {what}: {', '.join(map(str, paths[:3]))}{more}; {words}", file=sys.stderr)
+        complain(f"{what}: {', '.join(map(shown, paths[:3]))}{more}; {words}")

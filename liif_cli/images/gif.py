@@ -1,5 +1,5 @@
-"""Pictures to GIF files: 256 colours a frame, dithered, and transparency that is whole or none. And the frames of GIF
-files, each as a file of its own."""
+"""Pictures to GIF files: 256 colours a frame, the most frequent exact and others dithered, and transparency that is
+whole or none. And the frames of GIF files, each as a file of its own."""
 
 import itertools
 import struct
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from liif_cli.images.picture import Array
@@ -15,6 +16,7 @@ _CONTROL = 0xF9  # the extension that says how the next frame is shown
 _TRANSPARENT = 255
 _SHORTEST, _LONGEST = 2, 0xFFFF  # hundredths of a second
 _MOST_REPEATS = 0xFFFF
+_EXACT = 64  # colours of a picture of more than its palette's that are kept as they are, if a thousandth of it has them
 
 
 class Part(NamedTuple):
@@ -102,17 +104,46 @@ def _palettised(frame: Array, transparent: bool) -> Image.Image:
     hidden = frame[..., -1] < 128 if transparent and has_alpha else None
     if hidden is not None and hidden.any() and not hidden.all():
         colour[hidden] = colour[~hidden][0]  # what nobody sees takes no colour of the palette
-    image = Image.fromarray(colour[..., 0] if colour.shape[2] == 1 else colour).convert("RGB")
     # One colour fewer where the last index stands for holes.
-    palette = image.quantize(_TRANSPARENT if transparent else 256, method=Image.Quantize.MEDIANCUT)
-    indexed = image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-    if hidden is None:
-        return indexed
-    indices = np.asarray(indexed).copy()
-    indices[hidden] = _TRANSPARENT
-    holed = Image.fromarray(indices)
-    holed.putpalette(indexed.getpalette() or [])
-    return holed
+    indices, palette = _indexed(np.broadcast_to(colour, (*colour.shape[:2], 3)), _TRANSPARENT if transparent else 256)
+    if hidden is not None:
+        indices[hidden] = _TRANSPARENT
+    image = Image.fromarray(indices)
+    image.putpalette(palette.tobytes())
+    return image
+
+
+def _indexed(colour: Array, most: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """(H, W, 3) uint8 as (H, W) indices and the palette, (n, 3). Few colours stay as they are; of many, those of which
+    there are areas: Pillow alone would make white a little grey, and look others up in steps of four levels."""
+    packed = colour[..., 0].astype(np.uint32)
+    for channel in (1, 2):
+        packed <<= 8
+        packed |= colour[..., channel]
+    colours, counts = np.unique(packed, return_counts=True)
+    if len(colours) <= most:
+        indices = np.empty(packed.shape, np.uint8)
+        for row, line in zip(indices, packed, strict=True):
+            row[:] = np.searchsorted(colours, line)
+        return indices, _unpacked(colours)
+    often = counts >= packed.size / 1000
+    kept = np.sort(colours[often][np.argsort(counts[often])[::-1][:_EXACT]])
+    del colours, counts, often
+    image = Image.fromarray(np.ascontiguousarray(colour))
+    of_all = image.quantize(most - len(kept), method=Image.Quantize.MEDIANCUT)
+    medians = np.array(of_all.getpalette(), np.uint8).reshape(-1, 3)[: most - len(kept)]
+    palette = np.concatenate([_unpacked(kept), medians])
+    of_all.putpalette(palette.tobytes())
+    indices = np.array(image.quantize(palette=of_all, dither=Image.Dither.FLOYDSTEINBERG))
+    for row, line in zip(indices, packed, strict=True):
+        if len(kept):
+            places = np.searchsorted(kept, line).clip(max=len(kept) - 1)
+            np.copyto(row, places.astype(np.uint8), where=kept[places] == line)
+    return indices, palette
+
+
+def _unpacked(colours: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    return np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.uint8)
 
 
 def _colour_holes(images: Sequence[Image.Image]) -> None:

@@ -115,6 +115,8 @@ def _by_pillow(file: Opened) -> Header:
         # The still picture of an APNG file is not part of the animation.
         frames = max(1, frames - bool(image.info.get("default_image")))
         height, width = image.size[::-1]
+        if kind == "PNG" and "exif" not in image.info:
+            image.info["exif"] = _late_exif(file)
         exif, xmp = raw_exif(image), raw_xmp(image.info)
         if (frames == 1 or kind == "AVIF") and orientation_of(image, exif, xmp) >= 5:
             height, width = width, height
@@ -132,6 +134,17 @@ def _by_pillow(file: Opened) -> Header:
             metadata.iptc_in(image.info),
             image.mode in _CMYK_AND_LAB,
         )
+
+
+def _late_exif(file: Opened) -> bytes | None:
+    """The EXIF block of a PNG file wherever it stands: behind the pixels Pillow finds it when it has decoded these."""
+    at = 8
+    while len(head := file.at(at, 8)) == 8 and head[4:] != b"IEND":
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"eXIf":
+            return file.at(at + 8, length)
+        at += 12 + length
+    return None
 
 
 def _channels(image: Image.Image) -> int:

@@ -110,11 +110,17 @@ def resolution(exif: bytes | None) -> tuple[float, float] | None:
 
 
 def upright_exif(exif: bytes | None) -> bytes | None:
-    """Return the EXIF block with orientation 1 and without its thumbnail; None where it is damaged."""
+    """Return the EXIF block with orientation 1, its resolution turned with the picture, and without its thumbnail; None
+    where it is damaged."""
     if not exif:
         return None
     try:
         block = _Exif(exif)
+        if orientation(exif) >= 5:
+            across, down = ([at for tag, at in block.entries(block.first) if tag == way] for way in _RESOLUTION[:2])
+            if across and down:  # all of the entries but their tags
+                one, other = (slice(at[0] + 2, at[0] + 12) for at in (across, down))
+                block.data[one], block.data[other] = block.data[other], block.data[one]
         for tag, at in block.entries(block.first):
             if tag == ORIENTATION:
                 block.set_value(at, 1)

@@ -120,10 +120,15 @@ def in_srgb(image: Image.Image, icc: bytes) -> Image.Image:
 
 
 def matching_profile(icc: Any, pixels: Array) -> bytes | None:
-    """Return the profile where it speaks of pixels like these (a grey one for grey, an RGB one for RGB), else None."""
-    if not isinstance(icc, bytes) or len(icc) < 128:
+    """Return the profile where it is whole and speaks of pixels like these (a grey one for grey, an RGB one for RGB),
+    else None. What lies behind it is cut off, and its length becomes a multiple of four: libpng refuses others."""
+    if not isinstance(icc, bytes) or len(icc) < 128 or icc[16:20] != (b"GRAY" if pixels.shape[2] <= 2 else b"RGB "):
         return None
-    return icc if icc[16:20] == (b"GRAY" if pixels.shape[2] <= 2 else b"RGB ") else None
+    length = int.from_bytes(icc[:4], "big")
+    if not 128 <= length <= len(icc):
+        return None
+    padding = -length % 4
+    return (length + padding).to_bytes(4, "big") + icc[4:length] + bytes(padding)
 
 
 def turned(pixels: Array, orientation: int) -> Array:
@@ -152,11 +157,16 @@ def dpi_of(info: dict[Any, Any]) -> tuple[float, float] | None:
     return (across, down) if 2 <= across < 1e5 and 2 <= down < 1e5 else None
 
 
-def _dpi_of_jpeg(info: dict[Any, Any], exif: bytes | None) -> tuple[float, float] | None:
-    """Where the file itself states none, EXIF's: Pillow takes that for square, and 72 dpi where it finds none."""
-    if info.get("jfif_unit") in (1, 2):
-        return dpi_of(info)
-    return dpi_of({"dpi": metadata.resolution(exif)})
+def _dpi_of(info: dict[Any, Any], exif: bytes | None, file_format: str) -> tuple[float, float] | None:
+    """Where the file itself states none, EXIF's: of JPEG files Pillow takes that for square, and 72 dpi where it finds
+    none."""
+    stated = dpi_of(info) if file_format != "JPEG" or info.get("jfif_unit") in (1, 2) else None
+    return stated or dpi_of({"dpi": metadata.resolution(exif)})
+
+
+def turned_dpi(dpi: tuple[float, float] | None, orientation: int) -> tuple[float, float] | None:
+    """Return (horizontal, vertical) of a picture that lay so, once it is upright."""
+    return dpi[::-1] if dpi is not None and orientation >= 5 else dpi
 
 
 def orientation_of(image: Image.Image, exif: bytes | None, xmp: bytes | None) -> int:
@@ -190,14 +200,14 @@ def picture_of(image: Image.Image, name: str, file_format: str, orientation: int
     exif, xmp = raw_exif(image), raw_xmp(info)
     if file_format == "MPO":  # telephones put a second picture behind the first; the first is plain JPEG
         file_format = "JPEG"
-    upright = turned(pixels, orientation or orientation_of(image, exif, xmp))
+    turn = orientation or orientation_of(image, exif, xmp)
     return Picture(
-        pixels=upright,
+        pixels=turned(pixels, turn),
         icc=_srgb_profile() if image.mode in ("CMYK", "LAB") else matching_profile(info.get("icc_profile"), pixels),
         exif=metadata.upright_exif(exif),
         xmp=metadata.upright_xmp(xmp),
         format=file_format,
-        dpi=_dpi_of_jpeg(info, exif) if file_format == "JPEG" else dpi_of(info),
+        dpi=turned_dpi(_dpi_of(info, exif, file_format), turn),
         lossless=file_format not in ("JPEG", "WEBP", "AVIF", "HEIF") and not _is_jpeg_in_tiff(image),
         iptc=metadata.iptc_in(info),
         texts=metadata.texts_in(info) if image.format == "PNG" else (),

@@ -23,7 +23,7 @@ from PIL import (
     GifImagePlugin,  # noqa: F401
     Image,
     JpegImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
+    PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,  # noqa: F401
 )
@@ -41,6 +41,7 @@ from liif_cli.images.pillow import (
     raw_xmp,
     srgb_from_cmyk,
     turned,
+    turned_dpi,
 )
 from liif_cli.images.quiet import quiet, vips
 from liif_cli.images.tiff import JPEG, count_pages, metadata_of
@@ -59,11 +60,11 @@ EXTENSIONS = frozenset(
 """The usual extensions of readable files, for looking through folders."""
 
 # Where Pillow keeps, beside a PNG file's texts, what it works with.
-_PILLOWS_OWN = ("transparency", "default_image", "loop")
+_PILLOWS_OWN = ("transparency", "default_image", "loop", "bbox", "interlace")
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"))
 _CONVERT = "convert it to PNG or TIFF first"
 # In the words of libvips (compression, mode) and Pillow (depth).
-_UNKNOWN_KINDS = ("support is not configured", "not a whole number of bytes", "unknown pixel mode")
+_UNKNOWN_KINDS = ("not configured", "not supported", "not a whole number of bytes", "unknown pixel mode")
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,22 @@ class Opened:
     path: Path | None = None
 
     def head(self, length: int) -> bytes:
-        self.stream.seek(0)
+        return self.at(0, length)
+
+    def at(self, place: int, length: int) -> bytes:
+        self.stream.seek(place)
         return self.stream.read(length)
 
-    def vips_image(self) -> Any:
+    def vips_image(self, fail_on: str = "error") -> Any:
         """Return the source as a libvips image that fails on truncated and damaged data. It can be read once, from top
         to bottom: for anything else libvips would first unpack large ones into a file."""
+        options = {"access": "sequential", "fail_on": fail_on}
         if self.path is not None:
             # By a source: libvips reads options out of brackets in a file name.
             source = _vips_here(self.name).Source.new_from_file(os.fsencode(self.path))
-            return vips().Image.new_from_source(source, "", access="sequential", fail_on="error")
+            return vips().Image.new_from_source(source, "", **options)
         self.stream.seek(0)
-        return _vips_here(self.name).Image.new_from_buffer(self.stream.read(), "", access="sequential", fail_on="error")
+        return _vips_here(self.name).Image.new_from_buffer(self.stream.read(), "", **options)
 
 
 def _vips_here(name: str) -> Any:
@@ -113,6 +118,8 @@ def read(source: Source, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Pict
             check_pixels(file.name, image.size[0] * image.size[1], max_pixels)
             with decoding(file.name):
                 image.load()
+                if image.format in ("JPEG", "MPO"):
+                    _check_jpeg(file)
                 if image.format == "PNG" and png_depth(file) == 16:
                     return _read_deep_png(file, image)
                 if not fills_screen(image):
@@ -216,6 +223,8 @@ def recognise(file: Opened) -> Image.Image:
             for name in _PILLOWS_OWN:  # a text of a PNG file may be called like that
                 if isinstance(image.info.get(name), str):
                     del image.info[name]
+                    if name == "bbox" and isinstance(image, PngImagePlugin.PngImageFile):  # asked where pixels go
+                        image.tile = [tile._replace(extents=(0, 0, *image.size)) for tile in image.tile]
             return image
     if heic:
         raise InputError(f"{file.name}: is a HEIC picture; install the reader with: pip install pillow-heif")
@@ -246,7 +255,7 @@ def check_pixels(name: str, pixels: int, max_pixels: int | None) -> None:
     if max_pixels is not None and pixels > max_pixels:
         raise InputError(
             f"{name}: has {_count(pixels)} pixels, more than the limit of {_count(max_pixels)}; "
-            "raise the limit (--max-pixels) if the file is to be trusted, or cut it into parts"
+            "raise the limit (liif upscale --max-pixels) if the file is to be trusted, or cut it into parts"
         )
 
 
@@ -273,6 +282,31 @@ def _on_screen(file: Opened, size: tuple[int, int]) -> Picture:
     return replace(frame, pixels=pixels)
 
 
+_ZEROS = 64
+# What libjpeg, in lower case, says of a file whose pixels are not all there, and goes on with grey or nonsense; Pillow
+# says nothing of it. Of what else it warns (bytes between markers, say) pictures are whole.
+_PIXELS_LOST = ("premature end", "bad huffman code", "instead of rst", "bad arithmetic code", "progression sequence")
+
+
+def _check_jpeg(file: Opened) -> None:
+    """Raise InputError for a JPEG file with a hole in its data: one that libjpeg notices, or zeros to the end, as of a
+    copy that was broken off, which are codes like others."""
+    content = file.head(-1)
+    lost = content.endswith(bytes(_ZEROS)) and b"\xff\xd9" not in content[content.rfind(b"\xff\xda") :]
+    try:
+        file.vips_image("warning").avg()
+    except InputError:
+        pass  # without libvips
+    except vips().Error as error:
+        said = str(error).lower()
+        lost |= any(words in said for words in _PIXELS_LOST)
+    if lost:
+        raise InputError(
+            f"{file.name}: is damaged: part of its pixels is missing or wrong; get the file again, or save what is left"
+            " of it anew with another program"
+        )
+
+
 def _count(pixels: int) -> str:
     return f"{pixels:,}" if pixels < 10**6 else f"{pixels / 1e6:,.0f} million" if pixels < 10**12 else f"{pixels:.0e}"
 
@@ -282,13 +316,14 @@ def _read_deep_png(file: Opened, image: Image.Image) -> Picture:
     with decoding(file.name):
         pixels = _vips_array(file.vips_image())
     exif, xmp, info = raw_exif(image), raw_xmp(image.info), image.info
+    turn = metadata.orientation(exif, xmp)
     return Picture(
-        pixels=turned(pixels, metadata.orientation(exif, xmp)),
+        pixels=turned(pixels, turn),
         icc=matching_profile(info.get("icc_profile"), pixels),
         exif=metadata.upright_exif(exif),
         xmp=metadata.upright_xmp(xmp),
         format="PNG",
-        dpi=dpi_of(info),
+        dpi=turned_dpi(dpi_of(info) or dpi_of({"dpi": metadata.resolution(exif)}), turn),
         iptc=metadata.iptc_in(info),
         texts=metadata.texts_in(info),
     )
@@ -305,11 +340,22 @@ def tiff_info(file: Opened) -> dict[str, Any]:
         raise InputError(f"{file.name}: begins with a preview, as camera raws do; develop it to TIFF or PNG first")
     if pages > 1:
         raise InputError(f"{file.name}: holds {pages} pages, and one would be read; split it into files of one page")
+    photometric = info.get("photometric", 1)
+    if photometric in _RAW:
+        raise InputError(f"{file.name}: holds what a camera's sensor saw; develop it to TIFF or PNG first")
+    raw_ycbcr = photometric == _YCBCR and info.get("compression") == 1 and info.get("subsampling", (2, 2)) != (1, 1)
+    if photometric not in _PHOTOMETRICS or (photometric == _INKS and info.get("samples", 4) < 4) or raw_ycbcr:
+        raise InputError(
+            f"{file.name}: is of a kind that cannot be decoded here (photometric interpretation {photometric}, of"
+            f" {info.get('samples', 1)} channels, compression {info.get('compression', 1)}); {_CONVERT}"
+        )
     return info
 
 
 def _read_tiff(file: Opened, max_pixels: int | None) -> Picture:
     info = tiff_info(file)
+    turn = info.get("orientation", 1)
+    turn = turn if 1 <= turn <= 8 else 1
     icc: bytes | None
     with decoding(file.name):
         if is_for_pillow(info):
@@ -319,21 +365,23 @@ def _read_tiff(file: Opened, max_pixels: int | None) -> Picture:
             check_pixels(file.name, image.width * image.height, max_pixels)
             icc = bytes(image.get("icc-profile-data")) if image.get_typeof("icc-profile-data") else None
             pixels, icc = _vips_pixels(file.name, image, icc, info)
-            orientation = info.get("orientation", 1)
-            pixels = turned(pixels, orientation if 1 <= orientation <= 8 else 1)
+            pixels = turned(pixels, turn)
     return Picture(
         pixels=pixels,
         icc=matching_profile(icc, pixels),
         exif=metadata.upright_exif(info.get("exif")),
         xmp=metadata.upright_xmp(info.get("xmp")),
         format="TIFF",
-        dpi=dpi_of(info),
+        dpi=turned_dpi(dpi_of(info), turn),
         lossless=info.get("compression") not in _WITH_LOSS,
         iptc=metadata.iptc_of(info.get("iptc")),
         jpeg_quality=jpeg_quality(info.get("quantisation", ())),
     )
 
 
+_INKS, _YCBCR = 5, 6
+_PHOTOMETRICS = (0, 1, 2, 3, _INKS, _YCBCR, 8)  # that are read as what they are: grey, RGB, palettes, CMYK, YCbCr, Lab
+_RAW = (32803, 34892)  # a colour filter's mosaic, and what was made of it before it is developed
 # YCbCr and CIE Lab: libvips takes the first for RGB where it is not JPEG, and does not know the second in 8 bits.
 _LUMINANCE_AND_COLOUR = (6, 8)
 _ZSTD_AND_LZMA = (50000, 34925)  # which libvips's wheel cannot unpack

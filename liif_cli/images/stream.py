@@ -174,7 +174,7 @@ class Stream:
         source.on_read(reader.read)
         image = pyvips.Image.new_from_source(source, "", access="sequential", fail_on="truncated").copy()
         carried = self._carried
-        if carried.icc is not None:
+        if carried.icc is not None and self._takes_profile(carried.icc):
             image.set_type(pyvips.GValue.blob_type, "icc-profile-data", carried.icc)
         if carried.dpi is not None:
             image = image.copy(xres=carried.dpi[0] / 25.4, yres=carried.dpi[1] / 25.4)
@@ -189,6 +189,18 @@ class Stream:
             image.dzsave(os.fsencode(self._temporary / _PYRAMID), keep="icc", **self._options)
             for description in self._temporary.rglob("vips-properties.xml"):  # libvips's own, of no use to a viewer
                 description.unlink()
+
+    def _takes_profile(self, icc: bytes) -> bool:
+        """Whether libpng, which fails by what it finds wrong, writes a picture with this profile."""
+        if self._format in ("JPEG", "TIFF"):
+            return True
+        pixel = vips().Image.black(1, 1, bands=self._bands.channels).copy()
+        pixel.set_type(vips().GValue.blob_type, "icc-profile-data", icc)
+        try:
+            pixel.pngsave_buffer(keep="icc")
+        except vips().Error:
+            return False
+        return True
 
     def _save_through(self, save: Any, inserted: "Inserted") -> None:
         with self._temporary.open("wb") as file:
@@ -341,6 +353,21 @@ def _without_chunk(chunks: bytes, name: bytes) -> bytes:
     return chunks
 
 
+# How files of a DeepZoom end.
+_ENDS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82", ".dzi": b">"}
+
+
+def _check_tiles(final: Path, folder: Path) -> None:
+    """Raise OutputError where a file in a new DeepZoom's folder is not whole: of small ones libvips does not notice
+    that the disk has no room for them."""
+    for path in folder.rglob("*.*"):
+        if (end := _ENDS.get(path.suffix)) and path.is_file():
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - 16))
+                if not file.read().rstrip().endswith(end):
+                    raise OutputError(f"{final}: cannot be written: {path.name} is not whole; is the disk full?")
+
+
 @contextlib.contextmanager
 def atomic_deepzoom(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give an empty hidden folder; what appears in it as picture.dzi and picture_files is moved beside under the final
@@ -359,6 +386,7 @@ def atomic_deepzoom(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         except OSError as error:
             raise cannot_write(final, error) from error
         yield temporary
+        _check_tiles(final, temporary)
         try:
             # The tiles themselves are thousands of small files: flushed together, not one by one.
             flush_to_disk(temporary / f"{_PYRAMID}.dzi")

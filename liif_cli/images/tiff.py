@@ -17,7 +17,8 @@ _GPS_DIRECTORY, _INTEROP_DIRECTORY = 0x8825, 0xA005
 _DIRECTORIES = (EXIF_DIRECTORY, _GPS_DIRECTORY, _INTEROP_DIRECTORY)
 # Words about the picture: description, maker, model, software, date, artist, host, copyright, and Windows' titles.
 _DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, *range(0x9C9B, 0x9CA0))
-_BITS, _COMPRESSION, _PHOTOMETRIC, _EXTRA_SAMPLES, _XMP = 0x0102, 0x0103, 0x0106, 0x0152, 0x02BC
+_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES, _XMP = 0x0102, 0x0103, 0x0106, 0x0115, 0x0152, 0x02BC
+_SUBSAMPLING = 0x0212
 _RESOLUTION = _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 _IPTC = (0x83BB, 0x8649)  # of its own, or among Photoshop's resources
 # How pixels lie in a file, which is not true of another one: subfile to compression, photometric, threshold and order
@@ -31,7 +32,7 @@ JPEG, JPEG_TABLES, _STRIPS, _TILES = 7, 0x015B, 0x0111, 0x0144
 
 _PAGE_TAGS = _SUBFILE, _WIDTH, _HEIGHT = 0x00FE, 0x0100, 0x0101
 _SUBDIRECTORIES = 0x014A
-_REDUCED, _MASK = 1, 4  # bits of the subfile's type
+_REDUCED, _PAGE, _MASK = 1, 2, 4  # bits of the subfile's type
 _MOST_DIRECTORIES = 100  # that are looked at: a hostile file may have no end of them
 
 _SHORT, _LONG, _RATIONAL, _BYTES, _WIDE, _WIDE_DIRECTORY = 3, 4, 5, 7, 16, 18
@@ -86,8 +87,8 @@ class _Value:
 
 def metadata_of(file: BinaryIO) -> dict[str, Any]:
     """Return what a TIFF file says of its first picture: "exif", "xmp", "iptc", "dpi", "orientation", "photometric",
-    "compression", "bits" (a sample), "extra_samples" (their kinds) and, of JPEG compression, "quantisation" (the first
-    table, as `first_table`).
+    "compression", "bits" (a sample), "samples" (a pixel), "extra_samples" (their kinds), "subsampling" (of YCbCr,
+    across and down) and, of JPEG compression, "quantisation" (the first table, as `first_table`).
 
     The EXIF block holds the words about the picture and the directories of camera and place, not the tags of the
     layout. Raises struct.error, ValueError or OSError for a damaged file.
@@ -98,8 +99,10 @@ def metadata_of(file: BinaryIO) -> dict[str, Any]:
         _PHOTOMETRIC: "photometric",
         _COMPRESSION: "compression",
         _BITS: "bits",
+        _SAMPLES: "samples",
     }
-    others = (*_RESOLUTION, _EXTRA_SAMPLES, _XMP, *_IPTC)
+    several = {_EXTRA_SAMPLES: "extra_samples", _SUBSAMPLING: "subsampling"}
+    others = (*_RESOLUTION, *several, _XMP, *_IPTC)
     tags = _tags_at(file, layout, first, (*_DESCRIPTIVE, *_DIRECTORIES, *others, *single))
     found: dict[str, Any] = {}
     carried = {tag: value for tag, value in tags.items() if tag in _DESCRIPTIVE or value.directory}
@@ -118,8 +121,9 @@ def metadata_of(file: BinaryIO) -> dict[str, Any]:
     for tag, name in single.items():
         if tag in tags and (numbers := tags[tag].numbers()):
             found[name] = int(numbers[0])
-    if _EXTRA_SAMPLES in tags:
-        found["extra_samples"] = tuple(map(int, tags[_EXTRA_SAMPLES].numbers()))
+    for tag, name in several.items():
+        if tag in tags:
+            found[name] = tuple(map(int, tags[tag].numbers()))
     if found.get("compression") == JPEG:
         found["quantisation"] = _jpeg_table(file, layout, first)
     return found
@@ -163,6 +167,7 @@ def count_pages(file: BinaryIO) -> int:
     layout, at = _header(file)
     seen: set[int] = set()
     sizes: list[tuple[float, float]] = []
+    pages = 0
     more_below = any(tag == _SUBDIRECTORIES for tag, _ in _entries(file, layout, at)[0])
     begins_with_preview = False
     while at and at not in seen and len(seen) < _MOST_DIRECTORIES:
@@ -171,13 +176,14 @@ def count_pages(file: BinaryIO) -> int:
         kind, width, height = ((tags[tag].numbers() or [0])[0] if tag in tags else 0 for tag in _PAGE_TAGS)
         if not int(kind) & (_REDUCED | _MASK):
             sizes.append((width, height))
+            # Some previews are not marked as such.
+            pages += bool(int(kind) & _PAGE) or 2 * width >= sizes[0][0] or 2 * height >= sizes[0][1]
         elif len(seen) == 1:
             begins_with_preview = bool(int(kind) & _REDUCED)
         at = _entries(file, layout, at)[1]
     if begins_with_preview and (sizes or more_below):
         return 0
-    # Some previews are not marked as such.
-    return max(1, sum(2 * width >= sizes[0][0] and 2 * height >= sizes[0][1] for width, height in sizes))
+    return max(1, pages)
 
 
 def graft(file: BinaryIO, exif: bytes | None, iptc: bytes | None, *, resolution: bool = True) -> None:

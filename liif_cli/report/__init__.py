@@ -71,7 +71,7 @@ def _title(work: Work) -> str:
 
 
 def _lead(rows: Sequence[Row]) -> str:
-    """The result in a sentence: the first model against the best kernel at the smallest scale."""
+    """The result in a sentence: the first model against each data set's best kernel at the smallest scale."""
     scale = min(row.scale for row in rows)
     here = [row for row in rows if row.scale == scale]
     models = [row for row in here if row.kind == "model"]
@@ -79,14 +79,21 @@ def _lead(rows: Sequence[Row]) -> str:
     if not models or not kernels:
         return ""
     name = models[0].method
-    best = max(kernels, key=lambda row: row.psnr).method
-    scores = {(row.method, row.dataset): row.psnr for row in here}
-    gains = [(dataset, scores[name, dataset] - scores[best, dataset]) for _, dataset in scores if _ == name]
-    gains = [(dataset, gain) for dataset, gain in gains if math.isfinite(gain)]
+    gains = []
+    for row in models:
+        rivals = [kernel for kernel in kernels if kernel.dataset == row.dataset]
+        if row.method == name and rivals:
+            best = max(rivals, key=lambda kernel: kernel.psnr)
+            if math.isfinite(row.psnr - best.psnr):
+                gains.append((row.dataset, row.psnr - best.psnr, best.method))
     if not gains:
         return ""
-    said = _listed([f"{gain:+.1f} dB on {dataset}".replace("-", "−") for dataset, gain in gains])
-    return f"At ×{scale:g}, {name} against {best}: {said}."
+    one = len({best for _, _, best in gains}) == 1
+    said = [
+        f"{gain:+.1f} dB on {dataset}".replace("-", "−") + ("" if one else f" ({best})")
+        for dataset, gain, best in gains
+    ]
+    return f"At ×{scale:g}, {name} against {gains[0][2] if one else 'the best interpolation'}: {_listed(said)}."
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -90,7 +90,7 @@ def _drawing(title: str, scales: Sequence[float], drawn: Sequence[Curve]) -> str
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers that enclose a range, about five of them."""
-    rough = max(high - low, 1e-6) / 4
+    rough = max(high - low, 1e-3) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(nice * power for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough)
     start = math.floor(low / step)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from liif_cli.benchmarks import Dataset, Truth
-from liif_cli.benchmarks.datasets import low_res_size, painted_size, read_rgb
+from liif_cli.benchmarks.datasets import LEAST_SIDE, low_res_size, painted_size, read_rgb
 from liif_cli.errors import InputError
 from liif_cli.evaluate import KernelMethod, Painted, Score, Work
 
@@ -125,6 +125,8 @@ def choose(dataset: Dataset, scales: Sequence[float], count: int) -> list[Detail
         whole = image.shape[0], image.shape[1]
         sizes = [painted_size(low_res_size(whole, scale), scale) for scale in scales]
         height, width = (min(side) for side in zip(*sizes, strict=True))
+        if min(height, width) < LEAST_SIDE:
+            continue  # not scored at every scale
         found.append(_richest(dataset, truth, image[:height, :width]))
     return sorted(found, key=lambda detail: -detail.energy)[:count]
 

@@ -221,7 +221,7 @@ class _Batch:
 
     def report(self, result: Result) -> None:
         if self.options.skip_existing and isinstance(result.error, ExistsError):  # another program was faster
-            result = result._replace(error=None, skipped=True)
+            result = result._replace(output=result.error.path, error=None, skipped=True)
         self.results.append(result)
         self.failed = self.failed or result.error is not None
         self.listener.finished(result)

@@ -4,6 +4,8 @@ nothing else does.
 The text names the value and the remedy. Bugs are not wrapped: they keep their traceback.
 """
 
+from pathlib import Path
+
 
 class LiifError(Exception):
     """Base of every error that is the input's or the machine's, not the program's."""
@@ -51,3 +53,7 @@ class OutputError(LiifError):
 
 class ExistsError(OutputError):
     """A file that is there, and must not be replaced."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path}: already exists; add --overwrite to replace it, or name another file")
+        self.path = path

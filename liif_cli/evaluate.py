@@ -32,10 +32,11 @@ from numpy.typing import NDArray
 
 from liif_cli import allocator, checkpoint, weights
 from liif_cli.benchmarks import Dataset, Pair, Truth
-from liif_cli.benchmarks.datasets import LEAST_SIDE, read_rgb
+from liif_cli.benchmarks.datasets import LEAST_SIDE
+from liif_cli.data import rgb8
 from liif_cli.engine import Engine, joined
 from liif_cli.errors import InputError, LiifError, UsageError
-from liif_cli.images import read_header
+from liif_cli.images import read
 from liif_cli.metrics import Channel, psnr, ssim
 from liif_cli.protocol import Protocol
 from liif_cli.resize import matlab_bicubic, taps
@@ -340,18 +341,19 @@ def evaluate(
     protocol = work.protocol
     cells = [(d, s, t) for d in work.datasets for s in work.scales for t in d.truths]
     waiting: deque[tuple[str, Score | Future[Score]]] = deque()
-    last_read: tuple[Path, Array] | None = None
+    last_read: tuple[Path, Array, bool] | None = None
     unreadable: set[Path | tuple[Path, float]] = set()  # at all, or at a scale
 
     def prepare(dataset: Dataset, scale: float, truth: Truth) -> Pair:
         nonlocal last_read
         if last_read is None or last_read[0] != truth.path:
             try:
-                last_read = truth.path, read_rgb(truth.path)
+                picture = read(truth.path)
+                last_read = truth.path, rgb8(picture), picture.channels <= 2
             except InputError as error:
                 raise _Unreadable(str(error)) from None
         try:
-            return dataset.pair(truth, scale, protocol, last_read[1])
+            return dataset.pair(truth, scale, protocol, last_read[1])._replace(grey=last_read[2])
         except InputError as error:
             raise _Unfit(str(error)) from None
 
@@ -462,7 +464,7 @@ def score(painted: Painted, protocol: Protocol, perceptual: Perceptual | None = 
     if painted.image is None:
         assert isinstance(painted.method, KernelMethod)
         low_res = painted.pair.low_res.shape[0], painted.pair.low_res.shape[1]
-        if _is_grey(truth.path):
+        if painted.pair.grey:
             (image, target), channel = painted.method.on_grey(high_res, low_res), "rgb"
         else:
             image, target = painted.method.on_luma(high_res, low_res)
@@ -489,13 +491,6 @@ def score(painted: Painted, protocol: Protocol, perceptual: Perceptual | None = 
         )
     except LiifError as error:
         raise InputError(f"{truth.path}: {error}") from None
-
-
-def _is_grey(path: Path) -> bool:
-    try:
-        return read_header(path, max_pixels=None).channels <= 2
-    except InputError as error:
-        raise InputError(f"{path}: cannot be read any more: {error}") from error
 
 
 def _as_saved(image: Array) -> Array:

@@ -104,7 +104,7 @@ def check_target(final: Path, *, overwrite: bool) -> Path:
         # Renaming onto a device or a pipe would replace it by an ordinary file.
         raise OutputError(f"{final}: is not an ordinary file; name another one")
     if not overwrite:
-        raise already_there(final)
+        raise ExistsError(final)
     return target
 
 
@@ -146,21 +146,16 @@ def move_into_place(temporary: Path, final: Path, *, overwrite: bool) -> None:
         try:
             os.link(temporary, final)  # unlike a rename, a link never replaces
         except FileExistsError as error:
-            raise already_there(final) from error
+            raise ExistsError(final) from error
         except OSError:  # a file system without hard links: a short race is left, no more
             if final.exists():
-                raise already_there(final) from None
+                raise ExistsError(final) from None
             temporary.rename(final)
         else:
             temporary.unlink()
     # The rename itself is safe on the disk only with its folder; the content already is.
     with contextlib.suppress(OSError):
         flush_to_disk(final.parent)
-
-
-def already_there(final: Path) -> OutputError:
-    """Return the error for a file that must not be replaced."""
-    return ExistsError(f"{final}: already exists; add --overwrite to replace it, or name another file")
 
 
 def cannot_write(final: Path, error: BaseException) -> OutputError:

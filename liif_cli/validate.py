@@ -86,7 +86,7 @@ class Validator:
         for scale in self.config.scales:
             values = [
                 psnr(paint(engine, low_res, high_res), high_res, border=self._border(scale), channel=self.channel)
-                for low_res, high_res, _ in (pair(picture, scale) for picture in self.pictures)
+                for low_res, high_res, *_ in (pair(picture, scale) for picture in self.pictures)
             ]
             means[f"x{scale:g}"] = float(np.mean(values))
         return Scores(means)
@@ -94,7 +94,7 @@ class Validator:
     def comparison(self, model: Model, device: torch.device) -> Image.Image:
         """The middle of the first picture at the largest scale: bicubic, the model's, the truth, side by side."""
         scale = max(self.config.scales)
-        low_res, truth, _ = pair(_middle(self.pictures[0], max(SHOWN_PX, math.ceil(scale))), scale)
+        low_res, truth, *_ = pair(_middle(self.pictures[0], max(SHOWN_PX, math.ceil(scale))), scale)
         painted = paint(_engine(model, device), low_res, truth)
         size = (truth.shape[0], truth.shape[1])
         shown = [pil_bicubic(low_res, size), np.rint(painted.clip(0, 1) * 255).astype(np.uint8), truth]

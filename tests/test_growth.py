@@ -4,8 +4,11 @@ import oracle
 import pytest
 import torch
 
+from liif_cli.checkpoint import Checkpoint
+from liif_cli.errors import ModelError
 from liif_cli.models import build
 from liif_cli.models.growth import grow
+from liif_cli.train import begin_with
 
 
 def network(hidden, seed, *, features=8, name="liif", **switches):
@@ -31,6 +34,20 @@ def test_the_grown_decoder_answers_the_same(small, large, switches):
     assert grow(given, grown)
     assert torch.allclose(answers(grown), answers(given), atol=1e-5)
     assert not torch.allclose(before, answers(given), atol=1e-2)
+
+
+def test_a_beginning_that_computes_otherwise_is_refused():
+    """Though its tensors have the same shapes."""
+    own = network([6, 4], 1)
+    checkpoint = Checkpoint(own.spec, own.state_dict(), {})
+    begin_with(network([6, 4], 2), checkpoint, "a.pth")
+    begin_with(network([9, 9], 2), checkpoint, "a.pth")
+    others = [network([6, 4], 2, local_ensemble=False), network([6, 4], 2)]
+    for block in others[1].encoder.body[:-1]:
+        block.res_scale = 0.5
+    for other in others:
+        with pytest.raises(ModelError, match=r"a\.pth: its network is computed otherwise"):
+            begin_with(other, checkpoint, "a.pth")
 
 
 def test_new_units_learn():

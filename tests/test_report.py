@@ -17,7 +17,7 @@ from PIL import Image
 from liif_cli.benchmarks import find
 from liif_cli.evaluate import KernelMethod, Row, Work, evaluate, summarise
 from liif_cli.published import published
-from liif_cli.report import Details, write_report
+from liif_cli.report import Details, _lead, write_report
 from liif_cli.report.curves import _ticks, draw_curves
 from liif_cli.report.details import choose
 
@@ -119,6 +119,8 @@ def test_details_are_chosen_where_edges_are_and_inside_what_every_scale_paints(t
     pixels[100:, 230:] = (np.arange(190) // 8 % 2 * 200)[:, None]  # stripes
     Image.fromarray(pixels).save(tmp_path / "a.png")
     Image.fromarray(pixels[:40, :30]).save(tmp_path / "small.png")
+    Image.fromarray(pixels[:9, :30]).save(tmp_path / "too small.png")
+    Image.fromarray(pixels[:1, :1]).save(tmp_path / "one pixel.png")
     dataset = find(str(tmp_path), [])
     first, second = choose(dataset, [2.0, 7.0], 3)
     assert first.truth.name == "a.png"
@@ -126,6 +128,20 @@ def test_details_are_chosen_where_edges_are_and_inside_what_every_scale_paints(t
     assert (first.window.height, first.window.width) == (192, 192)
     assert first.window.top + 192 <= 294  # 300 // 7 * 7
     assert second.window == (0, 0, 35, 28)
+    assert len(choose(dataset, [2.0, 7.0], 5)) == 2
+
+
+def test_the_lead_is_against_each_sets_best_kernel() -> None:
+    def row(method: str, kind: str, dataset: str, psnr: float) -> Row:
+        return Row(method, kind, dataset, 2.0, 1, psnr, 0.9, None, 1.0, 1, "pil")
+
+    kernels = [("nearest", "pix", 26.2), ("bicubic", "pix", 24.0), ("nearest", "soft", 30.0), ("bicubic", "soft", 34.0)]
+    rows = [row("mine", "model", "pix", 30.0), row("mine", "model", "soft", 36.0)]
+    rows += [row(method, "kernel", dataset, psnr) for method, dataset, psnr in kernels]
+    assert _lead(rows) == (
+        "At ×2, mine against the best interpolation: +3.8 dB on pix (nearest) and +2.0 dB on soft (bicubic)."
+    )
+    assert _lead([each for each in rows if each.dataset == "soft"]) == "At ×2, mine against bicubic: +2.0 dB on soft."
 
 
 def test_curves_show_own_scores_and_those_in_print_that_have_the_same_scales() -> None:
@@ -139,7 +155,9 @@ def test_curves_show_own_scores_and_those_in_print_that_have_the_same_scales() -
     assert draw_curves("Set5", rows[:1], {}) == ""
 
 
-@pytest.mark.parametrize(("low", "high"), [(20.24, 37.51), (30.0, 30.0), (-3.0, 61.0), (28.131, 28.134)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(20.24, 37.51), (30.0, 30.0), (26.123456, 26.1234565), (-3.0, 61.0), (28.131, 28.134)]
+)
 def test_ticks_are_few_and_enclose_the_values(low: float, high: float) -> None:
     ticks = _ticks(low, high)
     assert ticks[0] <= low <= high <= ticks[-1]

@@ -363,6 +363,16 @@ def test_no_step_is_skipped_before_the_warm_up_is_over(store):
     assert trainer.skipped == 2
 
 
+def test_a_run_whose_steps_are_all_skipped_ends_with_a_word(store, monkeypatch):
+    """Nothing that is skipped can bring the loss down."""
+    monkeypatch.setattr(train_module, "MOST_SKIPPED", 3)
+    trainer = Trainer(tiny("optimiser.skip_loss=1e-6", "schedule.warmup=2"), store, CPU)
+    for _ in range(4):
+        trainer.step()
+    with pytest.raises(TrainingError, match=r"the last 3 steps, to iteration 4, .*--set optimiser\.skip_loss=0"):
+        trainer.step()
+
+
 def test_a_step_with_too_large_a_loss_changes_nothing(store):
     trainer = Trainer(tiny("optimiser.skip_loss=1e-6", "schedule.warmup=0"), store, CPU)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}

@@ -1,7 +1,9 @@
 """Whatever goes wrong is one clear line, the right exit code, and nothing half-written."""
 
+import errno
 import gc
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -18,7 +20,7 @@ import torch
 from conftest import TINY, Cli, photo, save
 from PIL import Image, ImageCms, PngImagePlugin
 
-from liif_cli import checkpoint, jobs
+from liif_cli import batch, checkpoint, jobs
 from liif_cli.sizing import Sizing
 
 
@@ -605,3 +607,68 @@ def test_a_picture_that_standard_output_cannot_be(upscale: Cli, tmp_path: Path) 
     assert ran.code == 5
     assert ran.err.startswith("liif: standard output: JPEG cannot hold transparency")
     assert ran.raw == b""
+
+
+def test_without_standard_error_nothing_is_said_into_the_picture(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    command = f"{sys.executable} -m liif_cli upscale a.png missing.png --scale 2 --json -m {TINY}"
+    for redirected in ("2>&-", "2>/dev/full"):
+        if redirected.endswith("full") and not Path("/dev/full").exists():
+            continue
+        run = subprocess.run(f"{command} --overwrite {redirected}", shell=True, cwd=tmp_path, capture_output=True)
+        assert run.returncode == 1
+        ends = [json.loads(line)["exit_code"] for line in run.stdout.splitlines()]
+        assert ends == [None, 1]
+        assert (tmp_path / "a_x2.png").exists()
+
+
+def test_colours_asked_for_in_logs_draw_no_bars(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    run = subprocess.run(
+        [sys.executable, "-m", "liif_cli", "upscale", "a.png", "--scale", "2", "-m", str(TINY)],
+        env={**os.environ, "FORCE_COLOR": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_what_another_program_wrote_meanwhile_is_skipped_where_that_is_asked(
+    upscale: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "a.png")
+    check = batch._Painting._check
+
+    def meanwhile(self: batch._Painting, host_bytes: int) -> None:
+        save(tmp_path / "a_x2.png")
+        check(self, host_bytes)
+
+    monkeypatch.setattr(batch._Painting, "_check", meanwhile)
+    ran = upscale("a.png", "--scale", "2", "--skip-existing")
+    assert (ran.code, ran.out) == (0, "a_x2.png  already exists, skipped\n")
+    (tmp_path / "a_x2.png").unlink()
+    assert upscale("a.png", "--scale", "2").code == 5
+
+
+def test_without_a_folder_for_temporary_files_it_is_one_line(
+    upscale: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    save(tmp_path / "a.png")
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    for arguments in (["--dry-run"], []):
+        ran = upscale("a.png", "--scale", "2", "-o", "-", *arguments)
+        assert (ran.code, ran.raw) == (5, b"")
+        assert ran.err.endswith("name one by the environment variable TMPDIR\n")
+
+
+def test_a_preview_knows_a_file_where_a_folder_should_be(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "file").touch()
+    for arguments in (["--dry-run"], []):
+        ran = upscale("a.png", "--scale", "2", "-o", "file/below/", *arguments)
+        assert ran.code == 5
+        assert "folder cannot be made" in ran.err

@@ -279,6 +279,45 @@ def test_outputs_of_one_name_are_refused_before_work_starts(upscale: Cli, tmp_pa
     assert tree(tmp_path) == ["a/photo.png", "b/Photo.png", "b/photo.jpg"]
 
 
+def test_inputs_whose_names_differ_in_case_lie_beside_their_outputs(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "in/a.png")
+    save(tmp_path / "in/A.PNG", photo(10, 12))
+    if len(tree(tmp_path)) < 2:
+        pytest.skip("one file on this system")
+    assert upscale("in", "--scale", "2").code == 0
+    assert tree(tmp_path / "in") == ["A.PNG", "A_x2.png", "a.png", "a_x2.png"]
+    assert upscale("in", "--scale", "2", "-o", "out").code == 2  # which may be on another one
+
+
+def test_above_a_link_is_above_what_it_leads_to(upscale: Cli, tmp_path: Path) -> None:
+    save(tmp_path / "real/pic.png", photo(10, 12))
+    save(tmp_path / "pic.png")
+    (tmp_path / "real/below").mkdir()
+    (tmp_path / "link").symlink_to("real/below")
+    ran = upscale("link/../pic.png", "pic.png", "--scale", "2")
+    assert (ran.code, len(ran.out.splitlines())) == (0, 2)
+    assert (tmp_path / "real/pic_x2.png").exists()
+    assert (tmp_path / "pic_x2.png").exists()
+
+
+def test_control_characters_in_names_are_told_as_escapes(upscale: Cli, tmp_path: Path) -> None:
+    name = "a\n\x1b]0;title\x07 b"
+    save(tmp_path / f"in/{name}.png")
+    (tmp_path / f"in/{name}c.png").write_bytes(b"no picture")
+    escaped = r"a\n\x1b]0;title\x07 b"
+    for arguments in (["--dry-run"], [], ["--overwrite"], ["--skip-existing"], ["--json", "--overwrite"]):
+        ran = upscale("in", "--scale", "2", *arguments)
+        assert ran.code == 1
+        assert not set(ran.out + ran.err) & {"\x1b", "\x07"}
+        assert len(ran.out.splitlines()) == (3 if "--json" in arguments else 1)  # the output, left out, too
+        assert f"{escaped}c.png: is not a picture" in ran.err
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == [
+        f"{name}.png",
+        f"{name}_x2.png",
+        f"{name}c.png",
+    ]
+
+
 def test_pictures_of_one_name_keep_their_endings_in_it(upscale: Cli, tmp_path: Path) -> None:
     for name in ("IMG_1.JPG", "IMG_1.webp", "IMG_2.JPG"):
         save(tmp_path / "photos" / name, photo(8, 8))

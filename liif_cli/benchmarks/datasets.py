@@ -69,6 +69,7 @@ class Pair(NamedTuple):
     low_res: Array
     high_res: Array  # cropped to the size that is painted
     source: str  # of low_res: "files", "matlab", "pil" or "torch"
+    grey: bool = False  # whether the truth's file has one channel of colour
 
 
 class Dataset(NamedTuple):
@@ -80,6 +81,7 @@ class Dataset(NamedTuple):
     rgb: bool = False
     all_count: bool = True  # a benchmark's means are over all its pictures, a folder's over those that can be read
     expected: int = 0  # pictures that a benchmark has; 0 where that is not known
+    passed_over: Sequence[Path] = ()  # folders below that by their names hold reduced copies, or lie beside HR
 
     @property
     def is_benchmark(self) -> bool:
@@ -206,8 +208,10 @@ def _folder_set(path: Path) -> Dataset:
             return _known(known, resolved)
     if is_folder(path / "HR"):
         low_res = path / "LR_bicubic"
-        return Dataset(resolved.name, _named(path / "HR", suffix=False), low_res if is_folder(low_res) else None)
-    return Dataset(resolved.name, _named(path, suffix=True), all_count=False)
+        beside = sorted(each for each in path.iterdir() if is_folder(each) and each.name not in ("HR", low_res.name))
+        own = low_res if is_folder(low_res) else None
+        return Dataset(resolved.name, _named(path / "HR", suffix=False), own, passed_over=beside)
+    return Dataset(resolved.name, _named(path, suffix=True), all_count=False, passed_over=reduced_copies(path))
 
 
 def _named(folder: Path, *, suffix: bool) -> list[Truth]:

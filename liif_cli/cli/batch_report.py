@@ -167,7 +167,7 @@ def words(source: Path, error: Exception) -> str:
     """One line for an error, which names the input."""
     name = _name(source)
     if isinstance(error, LiifError):
-        text = one_line(error)
+        text = one_line(error, source)
         # An output's name says enough, and comes first in its errors.
         named = isinstance(error, OutputError) or re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
         return f"liif: {text}" if named else f"liif: {name}: {text}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from liif_cli.cli.machine import PANEL, DeviceOption, MemoryOption, flag
+from liif_cli.cli.messages import complain, shown
 from liif_cli.errors import InputError, LiifError, OutputError, UsageError
 from liif_cli.files import is_folder, with_home
 
@@ -326,6 +327,12 @@ def _find(names: Sequence[str], data: Path | None, fetch: bool, quiet: bool) -> 
         with _progress(0, quiet=quiet) as progress:
             fetch_missing(names, folders, progress)
     sets = [find(name, [*folders, data_folder()]) for name in names]
+    if not quiet:
+        for each in sets:
+            if each.passed_over:
+                complain(
+                    f"{each.title}: {', '.join(map(shown, each.passed_over))}: passed over, by its name no original"
+                )
     titles = [each.title for each in sets]
     if twice := [title for title in titles if titles.count(title) > 1]:
         raise UsageError(f"two data sets are called {twice[0]!r}; give their folders different names, or name it once")

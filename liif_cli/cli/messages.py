@@ -24,6 +24,7 @@ def shown(text: object) -> str:
     return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in steering else letter for letter in str(text))
 
 
-def one_line(error: BaseException) -> str:
-    """The words of an error on one line, the spaces of names in it as they are."""
-    return shown(" ".join(part.strip() for part in str(error).splitlines()))
+def one_line(error: BaseException, name: object = "") -> str:
+    """The words of an error on one line, the spaces of names in it as they are, and a name's own ends of lines."""
+    said = str(error).replace(str(name), shown(name)) if str(name) else str(error)
+    return shown(" ".join(part.strip() for part in said.splitlines()))

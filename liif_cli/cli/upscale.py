@@ -240,7 +240,11 @@ def upscale(
     ] = None,
     dry_run: Annotated[
         bool,
-        flag("--dry-run", help="Say what would be written, and write nothing; the model and the memory are not looked at.", rich_help_panel=RUNNING),
+        flag(
+            "--dry-run",
+            help="Say what would be written, and write nothing; the model and the memory are not looked at.",
+            rich_help_panel=RUNNING,
+        ),
     ] = False,
     fail_fast: Annotated[
         bool, flag("--fail-fast", help="Stop at the first picture that fails.", rich_help_panel=RUNNING)

@@ -453,7 +453,7 @@ def begin_with(model: Model, source: checkpoint.Checkpoint, where: str) -> None:
     given, own = checkpoint.restore(source, where), model.state_dict()
     state = given.state_dict()
     same = {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in own.items()}
-    if _beside_shapes(given) != _beside_shapes(model):
+    if same and _beside_shapes(given) != _beside_shapes(model):
         raise ModelError(
             f"{where}: its network is computed otherwise than the one that this run trains (local_ensemble, res_scale);"
             " use the preset it was trained with"

@@ -123,12 +123,12 @@ def train(
       liif train liif-light --data photos --resume
 
     [bold]A run that can be made longer later:[/bold]
-      liif train liif-light --data photos --set schedule.name=trapezoid
-      liif train --resume -o runs/liif-light --data photos --set iterations=2e5
+      liif train liif-light -o runs/long --data photos --set schedule.name=trapezoid
+      liif train --resume -o runs/long --data photos --set iterations=2e5
 
     [bold]A small model from a large one, or a model from its own eight views:[/bold]
-      liif train liif-light --data photos --teacher rdn-liif
-      liif train liif-light --data photos --start default --teacher default
+      liif train liif-light -o runs/small --data photos --teacher rdn-liif
+      liif train liif-light -o runs/taught --data photos --start default --teacher default
 
     [bold]Several GPUs:[/bold]
       torchrun --nproc-per-node 4 -m liif_cli train rdn-liif --data DIV2K/DIV2K_train_HR

@@ -15,8 +15,11 @@ from __future__ import annotations
 import functools
 import io
 import math
+import os
 import queue
+import select
 import shutil
+import stat
 import sys
 import tempfile
 import threading
@@ -27,7 +30,7 @@ from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -437,7 +440,7 @@ class _Painting:
     def _check(self, host_bytes: int) -> None:
         """Find out before painting what would fail after it, and see that the writer has what it takes."""
         task, options = self.task, self.options
-        with _destination(task, options, deliver=False) as path:
+        with _destination(task, options) as path:
             if task.output != STANDARD:
                 _make_folder(path.parent, options)
             overwrite = options.overwrite or task.output == STANDARD
@@ -524,7 +527,9 @@ class _Painting:
         task = self.task
         error: Exception | None = None
         try:
-            with _destination(task, self.options) as path:
+            with _destination(
+                task, self.options, lambda path: _deliver(path, lambda: self._failure is not None)
+            ) as path:
                 if isinstance(task.picture, Animation):
                     self._write_animation(path, task.picture)
                 else:
@@ -603,8 +608,8 @@ def _make_folder(folder: Path, options: Options) -> None:
 
 
 @contextmanager
-def _destination(task: _Task, options: Options, *, deliver: bool = True) -> Iterator[Path]:
-    """The path to write to; for standard output a temporary one whose content then goes there."""
+def _destination(task: _Task, options: Options, deliver: Callable[[Path], None] = lambda path: None) -> Iterator[Path]:
+    """The path to write to; for standard output a temporary one whose content ``deliver`` then takes there."""
     if task.output != STANDARD:
         yield task.output
         return
@@ -616,8 +621,7 @@ def _destination(task: _Task, options: Options, *, deliver: bool = True) -> Iter
             words = str(error).replace(str(path), "standard output")
             where = f"; it waits to be whole in {folder.parent}, and TMPDIR names another folder"
             raise type(error)(words + where * ("another folder" in words)) from error
-        if deliver:
-            _deliver(path)
+        deliver(path)
 
 
 @contextmanager
@@ -646,14 +650,36 @@ def _fitted(picture: Picture | Animation, job: Job, options: Options) -> Picture
     return fit(picture)
 
 
-def _deliver(path: Path) -> None:
+def _deliver(path: Path, stopped: Callable[[], bool]) -> None:
     if sys.stdout is None:
         raise OutputError("standard output: is closed")
     try:
         with path.open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+            pipe = _pipe_of(sys.stdout)
+            if pipe is None:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
+            else:
+                _pour(file, pipe, stopped)
     except BrokenPipeError:
         raise
     except OSError as error:
         raise cannot_write(Path("standard output"), error) from None
+
+
+def _pipe_of(stream: Any) -> int | None:
+    """The descriptor of a stream that is a pipe, of which it can be known whether it takes anything."""
+    try:
+        descriptor = int(stream.fileno())
+        return descriptor if os.name == "posix" and stat.S_ISFIFO(os.fstat(descriptor).st_mode) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _pour(file: BinaryIO, pipe: int, stopped: Callable[[], bool]) -> None:
+    """Copy a file into a pipe, but not for longer than somebody waits for it: its reader may never read on."""
+    while chunk := file.read(select.PIPE_BUF):  # what a pipe that can be written to takes without waiting
+        while not select.select([], [pipe], [], LOOK_S)[1]:
+            if stopped():
+                raise _GivenUpError
+        os.write(pipe, chunk)

@@ -399,3 +399,23 @@ def test_an_interruption_while_modules_are_loaded_ends_without_a_traceback(tmp_p
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run([sys.executable, "-m", "liif_cli"], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
+def test_a_reader_who_reads_no_more_does_not_keep_it_from_stopping(tmp_path: Path) -> None:
+    """One signal is enough, and nothing is left where the picture waited."""
+    save(tmp_path / "a.png", photo(200, 200))
+    (tmp_path / "temporary").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "liif_cli", "upscale", "a.png", "--scale", "3", "-o", "-", "-m", str(TINY)],
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(8) == b"\x89PNG\r\n\x1a\n"
+    time.sleep(0.5)  # the pipe is full
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 128 + signal.SIGTERM
+    assert list((tmp_path / "temporary").iterdir()) == []
+    process.stdout.close()

@@ -44,7 +44,7 @@ def test_a_background_shows_through(channels: int, depth: int, background: tuple
 
 
 def test_a_grey_profile_does_not_describe_a_coloured_background() -> None:
-    profiled = replace(with_alpha(128, channels=2), icc=bytes(16) + b"GRAY" + bytes(200))
+    profiled = replace(with_alpha(128, channels=2), icc=(220).to_bytes(4, "big") + bytes(12) + b"GRAY" + bytes(200))
     assert fitted(profiled, PNG, background=(9, 9, 9)).icc == profiled.icc
     with pytest.raises(InputError, match="a grey --background"):
         fitted(profiled, PNG, background=(9, 9, 8))

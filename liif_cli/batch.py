@@ -247,8 +247,10 @@ class _Batch:
         self.reader.join(LOOK_S)
         for painting, future in self.paintings:
             if painting.complete and future.done() and future.exception() is None:
+                result = future.result()
                 with suppress(OSError, LiifError):  # whoever listens may be why this is the end
-                    self.report(future.result())
+                    if not isinstance(result.error, _GivenUpError):
+                        self.report(result)
 
     @contextmanager
     def _writer_waited_for(self) -> Iterator[None]:

@@ -405,17 +405,21 @@ def test_a_reader_who_reads_no_more_does_not_keep_it_from_stopping(tmp_path: Pat
     """One signal is enough, and nothing is left where the picture waited."""
     save(tmp_path / "a.png", photo(200, 200))
     (tmp_path / "temporary").mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "liif_cli", "upscale", "a.png", "--scale", "3", "-o", "-", "-m", str(TINY)],
-        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+    with (tmp_path / "said").open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "liif_cli", "upscale", "a.png", "--scale", "3", "-o", "-", "-m", str(TINY)],
+            env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=said,
+        )
     assert process.stdout is not None
     assert process.stdout.read(8) == b"\x89PNG\r\n\x1a\n"
     time.sleep(0.5)  # the pipe is full
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 128 + signal.SIGTERM
-    assert list((tmp_path / "temporary").iterdir()) == []
     process.stdout.close()
+    assert list((tmp_path / "temporary").iterdir()) == []
+    *before, last = (tmp_path / "said").read_text().splitlines()
+    assert last == "liif: terminated"
+    assert all(line.startswith("liif: finishing a.png") for line in before)  # on a slow machine

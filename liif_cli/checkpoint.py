@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,12 +87,12 @@ def load(path: Path) -> Model:
 def restore(checkpoint: Checkpoint, source: str) -> Model:
     """Build the network and fill it; every tensor must be there, none to spare, each of its shape. Raises ModelError
     naming them."""
-    _refuse_larger(checkpoint.spec, checkpoint.tensors, source)
     odd = [name for name, tensor in checkpoint.tensors.items() if not _is_plain(tensor)]
     if odd:
         raise ModelError(f"{source}: {odd[0]} is no plain tensor of numbers; the checkpoint is damaged")
-    model = build(checkpoint.spec)
-    expected = model.state_dict()
+    _refuse_larger(checkpoint.spec, checkpoint.tensors, source)
+    with torch.device("meta"):  # its shapes alone, which take no memory
+        expected = build(checkpoint.spec).state_dict()
     wrong = [
         *(f"missing {name}" for name in expected if name not in checkpoint.tensors),
         *(f"surplus {name}" for name in checkpoint.tensors if name not in expected),
@@ -107,8 +108,20 @@ def restore(checkpoint: Checkpoint, source: str) -> Model:
     broken = [name for name, tensor in checkpoint.tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
     if broken:
         raise ModelError(f"{source}: {broken[0]} holds values that are not numbers; the checkpoint is damaged")
+    model = _built(checkpoint.spec)
     model.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors.items()}, strict=True)
     return model.eval()
+
+
+def _built(spec: Spec) -> Model:
+    """A network in float32 on the CPU, whatever its user has set, whose random numbers stay as they are."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            return build(spec)
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def _refuse_larger(spec: Spec, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -129,7 +142,9 @@ def _refuse_larger(spec: Spec, tensors: Mapping[str, Tensor], source: str) -> No
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_complex()
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()  # each value has its place
 
 
 def _read_official(path: Path) -> Checkpoint:
@@ -151,7 +166,7 @@ def _read_official(path: Path) -> Checkpoint:
             ) from None
         raise ModelError(f"{path}: a damaged checkpoint; download or copy it again") from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, UnicodeError, OSError,
-            AssertionError, zipfile.BadZipFile) as error:  # fmt: skip
+            AssertionError, OverflowError, struct.error, zipfile.BadZipFile) as error:  # fmt: skip
         first_line = str(error).partition("\n")[0][:120]
         raise ModelError(f"{path}: a damaged checkpoint ({first_line}); download or copy it again") from None
     model = content.get("model") if isinstance(content, dict) else None
@@ -160,7 +175,12 @@ def _read_official(path: Path) -> Checkpoint:
     if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in model["sd"].items()):
         raise ModelError(f"{path}: not a LIIF checkpoint: its sd holds more than named tensors")
     facts = {"epoch": content["epoch"]} if isinstance(content.get("epoch"), int) else {}
-    return Checkpoint({"name": model.get("name"), "args": model.get("args", {})}, dict(model["sd"]), facts)
+    spec = {"name": model.get("name"), "args": model.get("args", {})}
+    try:
+        json.dumps(spec)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not a LIIF checkpoint: its args are more than words and numbers ({error})") from None
+    return Checkpoint(spec, dict(model["sd"]), facts)
 
 
 def _read_safetensors(path: Path) -> Checkpoint:

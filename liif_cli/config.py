@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import tomllib
 import types
 import typing
@@ -251,7 +252,7 @@ def _read(name: str, children: tuple[str, ...]) -> dict[str, Any]:
     elif name.endswith((".toml", ".json")):
         try:
             text = Path(name).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # the latter of what is no text, in the file or in its name
             reason = error.strerror if isinstance(error, OSError) else "not text"
             raise UsageError(f"{name}: cannot be read: {reason}") from None
     else:
@@ -261,7 +262,7 @@ def _read(name: str, children: tuple[str, ...]) -> dict[str, Any]:
     try:
         # A run's own config.json trains the same again.
         values: dict[str, Any] = json.loads(text) if name.endswith(".json") else tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{name}: not {name.rpartition('.')[2].upper()}: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{name}: expected a table of settings")
@@ -271,7 +272,7 @@ def _read(name: str, children: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(parent, str):
         raise UsageError(f"{name}: extends = {parent!r}: name one preset or file")
     if parent not in known and name not in known:
-        parent = str(Path(name).parent / parent)
+        parent = os.path.normpath(Path(name).parent / parent)
     return _merged(_read(parent, (*children, name)), values)
 
 
@@ -332,6 +333,8 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         options = [item for item in typing.get_args(hint) if item is not type(None)]
         return None if value is None else _checked(options[0], value, where)
+    if isinstance(value, int) and abs(value) > 2**64:
+        raise UsageError(f"{where}: {str(value)[:20]}... is too large a number")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():  # 1e5 means a number of iterations as well
@@ -348,7 +351,7 @@ def _override(values: dict[str, Any], text: str) -> None:
         raise UsageError(f"--set {text!r}: write it as key=value, such as optimiser.learning_rate=2e-4")
     try:
         value = tomllib.loads(f"value = {written}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = written  # a word without quotes
     *path, last = key.split(".")
     table = values

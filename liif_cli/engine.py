@@ -259,8 +259,8 @@ def make_plan(
     becomes = task.output[0] / max(1, last - first)
     row_pixels = max(task.painted[1], task.output[1], math.ceil(task.output[1] * becomes))
     painted_states = task.painted[1] * price.state
-    # What waits for its taps there, twice while it is moved.
-    waiting = math.ceil(2 * 4 * max(1, 1 / becomes)) * task.output[1] * 3 * FLOAT_BYTES
+    # What waits for its taps there, twice while it is moved, and no more than there is.
+    waiting = math.ceil(2 * min(4 * max(1, 1 / becomes), task.painted[0])) * task.output[1] * 3 * FLOAT_BYTES
     # The last row lets go of all that waited for the rows after it, but of no more than there is.
     released = max(0, min(math.ceil(2 * becomes), task.output[0] - math.ceil(becomes)))
     at_the_end = released * task.output[1] * price.painted

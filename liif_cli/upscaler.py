@@ -305,9 +305,18 @@ class PictureField:
     ) -> Any:
         """Paint ``box`` (top, left, bottom, right; all of the image by default) at ``size`` or enlarged by
         ``scale``."""
-        window = Box(*box) if box is not None else None
+        window = None if box is None else _as_box(box)
         target = Sizing(scale=scale, size=size).resolve(box_sides(self._picture.size, window))
         return self._restore(joined(self._open.bands(target, window), target[0]))
+
+
+def _as_box(box: Any) -> Box:
+    """Plain numbers: arrays' own overflow in arithmetic with pixels."""
+    try:
+        top, left, bottom, right = map(float, box)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"a box is four numbers (top, left, bottom, right), not {box!r}") from error
+    return Box(top, left, bottom, right)
 
 
 def _as_picture(image: Any) -> tuple[Picture, Callable[[np.ndarray], Any]]:

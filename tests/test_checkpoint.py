@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import save, save_file
@@ -14,6 +15,8 @@ from liif_cli import checkpoint, coords
 from liif_cli.checkpoint import Checkpoint
 from liif_cli.errors import ModelError, OutputError
 from liif_cli.models import build
+
+TINY = Path(__file__).parent / "data" / "official_tiny.pth"
 
 DATA = Path(__file__).parent / "data"
 SPEC = {
@@ -256,3 +259,56 @@ def test_tensors_of_odd_kinds_are_refused(tmp_path, tensor):
     torch.save({"model": {"name": "liif", "args": SPEC["args"], "sd": {"w": tensor}}}, tmp_path / "a.pth")
     with pytest.raises(ModelError, match="w is no plain tensor"):
         checkpoint.load(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {"name": "rcan", "args": {"n_resgroups": 64, "n_resblocks": 64, "n_feats": 256, "no_upsampling": True}},
+        {"name": "rdn", "args": {"RDNkSize": 4097, "no_upsampling": True}},
+        {"name": "edsr-baseline", "args": {"n_feats": 5000, "no_upsampling": True}},
+    ],
+    ids=["many blocks", "wide kernels", "many channels"],
+)
+def test_a_network_that_its_tensors_cannot_fill_takes_no_memory(tmp_path, encoder):
+    """Neither by numbers that are each moderate, nor by tensors that are larger than what is stored of them."""
+    args = {"encoder_spec": encoder, "imnet_spec": {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [4]}}}
+    before = psutil.Process().memory_info().rss
+    for tensor in (torch.zeros(1), torch.zeros(1).expand(5000, 5000)):
+        torch.save({"model": {"name": "liif", "args": args, "sd": {"a": tensor}}}, tmp_path / "a.pth")
+        with pytest.raises(ModelError):
+            checkpoint.load(tmp_path / "a.pth")
+    assert psutil.Process().memory_info().rss - before < 300e6
+
+
+def test_arguments_that_are_no_plain_values_are_refused_when_read(tmp_path):
+    for odd in (torch.tensor(1), {1, 2}, b"bytes", 1j):
+        content = {"model": {"name": "liif", "args": {"local_ensemble": odd}, "sd": {"a": torch.zeros(1)}}}
+        torch.save(content, tmp_path / "a.pth")
+        with pytest.raises(ModelError):
+            checkpoint.read(tmp_path / "a.pth")
+
+
+def test_an_old_checkpoint_cut_anywhere_is_damaged(tmp_path):
+    content = {"model": {"name": "liif", "args": {}, "sd": {"a": torch.zeros(3)}}}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "a.pth").read_bytes()
+    for length in range(1, len(whole), 7):
+        (tmp_path / "a.pth").write_bytes(whole[:length])
+        with pytest.raises(ModelError):
+            checkpoint.read(tmp_path / "a.pth")
+
+
+def test_what_its_user_has_set_for_torch_changes_no_network(tmp_path):
+    expected = checkpoint.load(TINY).state_dict()
+    torch.manual_seed(5)
+    number = torch.rand(1)
+    torch.manual_seed(5)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            loaded = checkpoint.load(TINY).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.rand(1), number)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())

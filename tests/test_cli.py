@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Cli, save
+from conftest import TINY, Cli, save
 
 import liif_cli
-from liif_cli import __version__
+from liif_cli import __version__, weights
 from liif_cli.cli import main
+from liif_cli.errors import OutputError
+from liif_cli.weights import cache
 
 HEAVY = ("torch", "numpy", "PIL", "pyvips", "scipy", "skimage", "tqdm", "requests")
 SIZES = ("--scale", "--size", "--width", "--height", "--longest", "--megapixels", "--box")
@@ -41,6 +43,26 @@ def test_answers_need_nothing_heavy(arguments: list[str]) -> None:
     # a half times as much was seen.
     turns = [(timed(program)[1], timed(bare)[1]) for _ in range(3)]
     assert min(taken for taken, _ in turns) < 4 * min(least for _, least in turns)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file that is always full")
+@pytest.mark.parametrize("arguments", ["--version", "--help", "upscale --help"])
+def test_help_that_finds_no_room_is_one_line(arguments: str) -> None:
+    command = f"{sys.executable} -m liif_cli {arguments} > /dev/full"
+    ran = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr.count("\n")) == (5, 1), ran.stderr
+    assert ran.stderr.startswith("liif: standard output: ")
+
+
+def test_a_model_of_ones_own_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(*_: object, **__: object) -> str:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr(cache, "user_cache_dir", homeless)
+    monkeypatch.delenv("LIIF_CACHE", raising=False)
+    assert weights.resolve(str(TINY)) == TINY
+    with pytest.raises(OutputError, match="LIIF_CACHE"):
+        weights.resolve("my-own")
 
 
 def test_a_deleted_working_folder_is_one_line(tmp_path: Path) -> None:

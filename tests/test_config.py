@@ -160,3 +160,27 @@ def test_unknown_recipes_and_broken_files_are_refused(tmp_path):
 
 def test_defaults_are_valid_themselves():
     assert check(TrainConfig(model=PAPER.model)).batch == 16
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (f"optimiser.learning_rate=1{'0' * 400}", "too large a number"),
+        (f"sample.low_res_side=1{'0' * 400}", "too large a number"),
+        (f"seed={'9' * 5000}", "expected a whole number"),
+        (f"model={'[' * 3000}", "expected a table"),
+    ],
+)
+def test_numbers_and_tables_of_any_size_are_refused_in_words(override, words):
+    with pytest.raises(UsageError, match=words):
+        load_train("liif-light", [override])
+
+
+def test_files_that_extend_each_other_by_other_ways_are_recognised(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/a.toml").write_text('extends = "../below/a.toml"')
+    with pytest.raises(UsageError, match="extends itself"):
+        load_train(str(tmp_path / "below/a.toml"))
+    (tmp_path / "b.toml").write_text('extends = "a\\u0000.toml"')
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_train(str(tmp_path / "b.toml"))

@@ -657,6 +657,52 @@ def test_ones_own_file_is_registered_once(tmp_path: Path, cache: Path, told: Tol
     assert checkpoint.read(first.path).tensors["encoder.head.0.weight"].dtype == torch.float16
 
 
+def test_files_of_ones_own_in_a_models_place_are_not_replaced(tmp_path: Path, told: Told) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.safetensors").write_bytes(b"a run's model")
+    (run / "config.json").write_text('{"a": 1}')
+    for name, path in (("model", "model.safetensors"), ("config", "config.json")):
+        before = (run / path).read_bytes()
+        with pytest.raises(OutputError, match=rf"{path}: already exists, .* --overwrite"):
+            fetch.register(str(TINY), name, run, told)
+        assert (run / path).read_bytes() == before
+    assert fetch.register(str(TINY), "model", run, told, overwrite=True).status == "converted"
+    assert fetch.register(str(TINY), "model", run, told).status == "already there"
+    (run / "model.safetensors").unlink()  # to make room: it may come again
+    assert fetch.register(str(TINY), "model", run, told).status == "converted"
+
+
+def test_what_is_thrown_away_again_and_again_is_no_progress(
+    server: Server, partial: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_PROGRESS_BYTES", 1000)
+    url = server.url("/a", broken_off(CONTENT, 200_000, etag=""))  # nothing tells this version from another
+    with pytest.raises(ModelError, match="the connection"):
+        download.download(Wanted((url,)), partial, told, QUICK)
+    assert len(server.asked) <= QUICK.attempts + 1
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Location": "http://[::1"}, {"Location": "/\xff\xfe"}], ids=["no address", "no text"]
+)
+def test_addresses_that_are_none_are_an_error_of_the_mirror(
+    server: Server, partial: Path, told: Told, headers: dict[str, str]
+) -> None:
+    good = server.url("/good", whole(CONTENT))
+    assert download.download(wanted(server.url("/bad", status(302, **headers)), good), partial, told, QUICK) == good
+
+
+def test_a_length_of_thousands_of_digits_is_an_error_of_the_mirror(server: Server, partial: Path, told: Told) -> None:
+    def endless(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "9" * 5000)
+        handler.end_headers()
+
+    good = server.url("/good", whole(CONTENT))
+    assert download.download(wanted(server.url("/bad", endless), good), partial, told, QUICK) == good
+
+
 def test_a_model_whose_replacement_was_cut_off_is_not_there(
     tmp_path: Path, cache: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -667,10 +713,10 @@ def test_a_model_whose_replacement_was_cut_off_is_not_there(
     def killed(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fetch, "write_record", killed)
-    with pytest.raises(KeyboardInterrupt):
-        fetch.register(str(other), "mine", cache, told, overwrite=True)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "write_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch.register(str(other), "mine", cache, told, overwrite=True)
     assert fetch.register(str(TINY), "mine", cache, told).status == "converted"
 
 

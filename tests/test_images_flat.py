@@ -25,8 +25,9 @@ def expected(image, size, box):
         for j in range(size[1]):
             y = box.top + (i + 0.5) * (box.bottom - box.top) / size[0] - 0.5
             x = box.left + (j + 0.5) * (box.right - box.left) / size[1] - 0.5
-            corners = [(min(max(int(np.floor(y)) + k, 0), height - 1), min(max(int(np.floor(x)) + n, 0), width - 1))
-                       for k in (0, 1) for n in (0, 1)]  # fmt: skip
+            y, x = round(y, 9), round(x, 9)
+            corners = [(min(max(int(row), 0), height - 1), min(max(int(column), 0), width - 1))
+                       for row in (np.floor(y), np.ceil(y)) for column in (np.floor(x), np.ceil(x))]  # fmt: skip
             inside[i, j] = all(same[corner] for corner in corners)
             colours[i, j] = image[corners[0]]
     return inside, colours
@@ -76,6 +77,18 @@ def test_of_a_window_no_more_is_looked_at_than_matters(monkeypatch):
     monkeypatch.setattr(flat, "_flat", lambda image, *rows: seen.append(image.shape[1]) or before(image, *rows))
     keep_flat(np.zeros((60, 5000, 3), np.uint8), np.ones((20, 30, 3), np.float32), 0, (20, 30), Box(10, 900, 20, 915))
     assert seen == [15 + 2 + 2 * REACH]
+
+
+@pytest.mark.parametrize("scale", [2, 3, 5])
+def test_a_mirrored_picture_keeps_the_mirrored_areas(scale):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    image[20:, 10:50] = PINK
+    size = (60 * scale, 60 * scale)
+    empty = np.zeros((*size, 3), np.float32)
+    kept, mirrored = (keep_flat(each, empty.copy(), 0, size) for each in (image, image[:, ::-1]))
+    assert kept.any()
+    assert np.array_equal(kept, mirrored[:, ::-1])
 
 
 def test_a_photograph_is_not_touched():

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import THOROUGH, Cli, photo, save
+import torch
+from conftest import THOROUGH, TINY, Cli, photo, save
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from liif_cli.errors import UsageError
 from liif_cli.sizing import output_size
+from liif_cli.upscaler import load
 
 
 def made(folder: Path) -> Image.Image:
@@ -122,3 +125,17 @@ def test_the_ensemble_paints_another_picture_of_the_same_size(upscale: Cli, tmp_
     one, eight = (np.asarray(Image.open(name)).astype(int) for name in ("one.png", "eight.png"))
     assert one.shape == eight.shape
     assert not np.array_equal(one, eight)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float16, "torch"])
+def test_a_window_may_be_an_array_of_any_numbers(kind) -> None:
+    upscaler = load(TINY, device="cpu", precision="float32")
+    image, box = photo(60, 70), (3, 2, 30, 31)
+    window = torch.tensor(box) if kind == "torch" else np.array(box, kind)
+    for scale in (2, 5):
+        assert np.array_equal(
+            upscaler.upscale(image, scale=scale, box=window), upscaler.upscale(image, scale=scale, box=box)
+        )
+    for wrong in ((0, 0, 5), 5, ("a", 0, 2, 2)):
+        with pytest.raises(UsageError, match="a box is four numbers"):
+            upscaler.upscale(image, scale=2, box=wrong)

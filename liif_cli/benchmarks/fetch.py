@@ -11,6 +11,7 @@ archive's own; a set appears whole or not at all.
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import shutil
 import tarfile
@@ -151,7 +152,8 @@ def unpack(archive: Path, folder: Path) -> list[str]:
             raise InputError(f"{archive}: no pictures of a known set in it")
         _check_counts(staged)
         return _move(staged, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, IndexError, UnicodeError,
+            NotImplementedError, RuntimeError) as error:  # fmt: skip
         raise InputError(f"{archive}: a damaged archive ({error}); fetch it again") from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)

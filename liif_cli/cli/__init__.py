@@ -60,15 +60,20 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
                 complain(f"{shown(os.fsdecode(error.filename))}: {error.strerror}")
                 code = 1
             elif error.errno in FULL and error.filename is None:
-                told = cannot_write(Path("standard output"), error)
-                complain(str(told))
-                code = told.exit_code
+                code = _tell_full(error)
             else:
                 raise
         _drop_unwritten()
         raise typer.Exit(code or 0)
 
     return run
+
+
+def _tell_full(error: OSError) -> int:
+    told = cannot_write(Path("standard output"), error)
+    complain(str(told))
+    _drop_unwritten()
+    return told.exit_code
 
 
 def _drop_unwritten() -> None:
@@ -168,6 +173,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = app(arguments, prog_name="liif", standalone_mode=False)
     except _ArgumentsError as error:
         code = _explain(error)
+    except OSError as error:  # of help and the like, for which nothing else is written
+        if error.errno not in FULL:
+            raise
+        code = _tell_full(error)
     sys.exit(code or 0)
 
 

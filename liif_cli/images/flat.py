@@ -46,10 +46,10 @@ def keep_flat(image: Array, band: Array, top: int, size: Size, box: Box | None =
 
 
 def _pair(numbers: NDArray[np.int64], wanted: int, span: tuple[float, float], length: int) -> tuple[Array, Array]:
-    """The pixels of an axis before and after each of the output's."""
+    """The pixels of an axis before and after each of the output's; one and the same where they lie on each other."""
     place = span[0] + (numbers + 0.5) * ((span[1] - span[0]) / wanted) - 0.5
-    before = np.floor(place).astype(np.int64)
-    return before.clip(0, length - 1), (before + 1).clip(0, length - 1)
+    before, after = np.floor(place + 1e-9), np.ceil(place - 1e-9)  # but for rounding
+    return before.astype(np.int64).clip(0, length - 1), after.astype(np.int64).clip(0, length - 1)
 
 
 def _flat(image: Array, first: int, stop: int) -> Array:

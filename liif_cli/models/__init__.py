@@ -161,5 +161,5 @@ def _call(kind: str, known: dict[str, Callable[..., Any]], spec: Spec) -> Any:
         raise ModelError(f"{kind} {spec['name']!r}: {error}; it takes {accepted}") from None
     try:
         return make(**args)
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise ModelError(f"{kind} {spec['name']!r} cannot be built from {args!r}: {error}") from None

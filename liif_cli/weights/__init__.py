@@ -10,7 +10,7 @@ import difflib
 import os
 from pathlib import Path
 
-from liif_cli.errors import ModelError
+from liif_cli.errors import ModelError, OutputError
 from liif_cli.weights.cache import Place, bundled_path, cache_folder, cached_names, check_size, drop_place, read_record
 from liif_cli.weights.registry import AUTO, Entry, Registry, registry
 
@@ -32,13 +32,19 @@ def resolve(name_or_path: str | Path) -> Path:
         name_or_path = os.path.join(".", name_or_path)  # noqa: PTH118 - a Path forgets its "./"
     if entry := registry().find(name_or_path):
         return _registered(entry)
-    folder = cache_folder()
+    there = bool(name_or_path) and os.path.exists(name_or_path)  # noqa: PTH110 - Path.exists raises on names too long
+    try:
+        folder = cache_folder()
+    except OutputError:
+        if there:
+            return Path(name_or_path)
+        raise
     if name_or_path in cached_names(folder):
         place = Place(folder, name_or_path)
         if record := read_record(place):
             command = f"liif fetch-weights --from {record.source} --name {place.name}"
             return check_size(place.model, record.bytes, f"register it again: {command}")
-    if name_or_path and os.path.exists(name_or_path):  # noqa: PTH110 - Path.exists raises on names that are too long
+    if there:
         return Path(name_or_path)
     raise _unknown(name_or_path)
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from platformdirs import user_cache_dir
 
-from liif_cli.errors import ModelError
+from liif_cli.errors import ModelError, OutputError
 from liif_cli.files import atomic_path, with_home
 from liif_cli.weights.registry import SUFFIX, Entry, bundled_folder, is_name, is_sha256, typed
 
@@ -70,7 +70,10 @@ class Place(NamedTuple):
 def cache_folder() -> Path:
     """`LIIF_CACHE`, or the platform's folder for caches; it need not exist yet."""
     given = os.environ.get("LIIF_CACHE")
-    return with_home(given) if given else Path(user_cache_dir("liif", appauthor=False))
+    try:
+        return with_home(given) if given else Path(user_cache_dir("liif", appauthor=False))
+    except RuntimeError:
+        raise OutputError("no home folder is known here; name a folder for models by the variable LIIF_CACHE") from None
 
 
 def drop_place(entry: Entry, folder: Path) -> Path:
@@ -85,8 +88,19 @@ def bundled_path(entry: Entry) -> Path:
 
 def read_record(place: Place) -> Record | None:
     """The record of a model that is there; None when it or its file is not. Raises ModelError for a damaged record."""
-    if not _is_there(place):
-        return None
+    return _read_record(place) if _is_there(place) else None
+
+
+def foreign_file(place: Place) -> Path | None:
+    """What lies in a model's place and was not put there as one."""
+    try:
+        known = place.record.exists() and bool(_read_record(place))
+    except ModelError:
+        return place.record
+    return place.model if place.model.exists() and not known else None
+
+
+def _read_record(place: Place) -> Record:
     try:
         content = json.loads(place.record.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

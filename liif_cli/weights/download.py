@@ -138,16 +138,19 @@ def _is_https(url: str) -> bool:
 def _from_mirror(
     session: requests.Session, url: str, wanted: Wanted, partial: Path, watcher: Watcher, patience: Patience
 ) -> None:
-    failures = 0
+    failures, farthest = 0, 0
     while True:
         offset = _resumable_bytes(url, wanted, partial)
+        farthest = max(farthest, offset)
         try:
             if offset == 0 or offset != wanted.bytes:
                 _transfer(session, url, wanted, partial, offset, watcher, patience)
             _verify(partial, wanted, resumed=offset > 0)
         except _TemporaryError as error:
-            moved = partial.exists() and partial.stat().st_size - offset >= _PROGRESS_BYTES
-            failures = 1 if moved else failures + 1
+            # What was here before, and was thrown away, is no progress.
+            reached = partial.stat().st_size if partial.exists() else 0
+            failures = 1 if reached - farthest >= _PROGRESS_BYTES else failures + 1
+            farthest = max(farthest, reached)
             if failures >= patience.attempts:
                 raise _MirrorError(str(error)) from None
             watcher.note(f"{urlsplit(url).hostname}: {error}; trying again")
@@ -193,6 +196,12 @@ def _transfer(
     # Some of urllib3's come through as they are: of the names of machines that cannot be.
     except (requests.RequestException, HTTPError) as error:
         raise _explained(error) from None
+    except ValueError as error:  # of addresses and numbers that are none
+        raise _MirrorError(f"answers what cannot be understood ({str(error)[:100]})") from None
+    except OSError as error:
+        if "certificate" not in str(error).lower():
+            raise
+        raise _MirrorError(f"{error}; REQUESTS_CA_BUNDLE and the like name it") from None
 
 
 def _check_answer(response: requests.Response, wanted: Wanted, partial: Path, offset: int) -> tuple[int, int | None]:

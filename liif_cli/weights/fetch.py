@@ -23,6 +23,7 @@ from liif_cli.weights.cache import (
     cached_names,
     check_size,
     drop_place,
+    foreign_file,
     read_record,
     sha256_of,
     write_record,
@@ -242,7 +243,14 @@ def _turn(place: Place, watcher: download.Watcher) -> Iterator[None]:
 
 
 def _already_there(place: Place, source: str | None = None, sha256: str | None = None) -> Fetched | None:
-    """The model if it is there; raises OutputError when the name belongs to one from elsewhere."""
+    """The model if it is there; raises OutputError when the name belongs to one from elsewhere, or, but in the cache,
+    where nobody keeps other things, a file of one's own lies in its place."""
+    elsewhere = place.folder.absolute() != cache_folder().absolute()
+    if source is not None and elsewhere and (path := foreign_file(place)):
+        raise OutputError(
+            f"{path}: already exists, and was not put there by fetch-weights; add --overwrite to replace it, or choose"
+            " another --name"
+        )
     try:
         record = read_record(place)
     except ModelError:

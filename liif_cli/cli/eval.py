@@ -119,7 +119,7 @@ def evaluate(
     ] = None,
     lpips: Annotated[
         bool,
-        flag("--lpips", help="Score LPIPS too; needs pip install 'liif[eval]'.", rich_help_panel=HOW),
+        flag("--lpips", help="Score LPIPS too; needs pip install lpips.", rich_help_panel=HOW),
     ] = False,
     published: Annotated[
         bool, flag("--published", help="Show published scores alongside.", rich_help_panel=OUTPUT)

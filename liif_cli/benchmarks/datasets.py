@@ -211,11 +211,12 @@ def _folder_set(path: Path) -> Dataset:
         beside = sorted(each for each in path.iterdir() if is_folder(each) and each.name not in ("HR", low_res.name))
         own = low_res if is_folder(low_res) else None
         return Dataset(resolved.name, _named(path / "HR", suffix=False), own, passed_over=beside)
-    return Dataset(resolved.name, _named(path, suffix=True), all_count=False, passed_over=reduced_copies(path))
+    reduced = reduced_copies(path)
+    return Dataset(resolved.name, _named(path, reduced, suffix=True), all_count=False, passed_over=reduced)
 
 
-def _named(folder: Path, *, suffix: bool) -> list[Truth]:
-    files = image_files(folder, without=reduced_copies(folder))
+def _named(folder: Path, reduced: Sequence[Path] | None = None, *, suffix: bool) -> list[Truth]:
+    files = image_files(folder, without=reduced_copies(folder) if reduced is None else reduced)
     truths = [Truth(path.relative_to(folder).as_posix() if suffix else path.stem, path) for path in files]
     known: dict[str, Path] = {}
     for truth in truths:

@@ -1,5 +1,7 @@
 """What a picture file says of itself, without decoding its pixels."""
 
+import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from liif_cli.images.read import (
     tiff_info,
 )
 
+_TAIL_BYTES = 1 << 17
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _CMYK_AND_LAB = ("CMYK", "LAB")
@@ -137,14 +140,13 @@ def _by_pillow(file: Opened) -> Header:
 
 
 def _late_exif(file: Opened) -> bytes | None:
-    """The EXIF block of a PNG file wherever it stands: behind the pixels Pillow finds it when it has decoded these."""
-    at = 8
-    while len(head := file.at(at, 8)) == 8 and head[4:] != b"IEND":
-        length = int.from_bytes(head[:4], "big")
-        if head[4:] == b"eXIf":
-            return file.at(at + 8, length)
-        at += 12 + length
-    return None
+    """The EXIF block behind the pixels of a PNG file, where Pillow finds it when it has decoded these. It is looked for
+    at the end alone, by its name and checksum: going from chunk to chunk would read most of the file."""
+    end = file.at(max(0, file.stream.seek(0, os.SEEK_END) - _TAIL_BYTES), _TAIL_BYTES)
+    at = end.rfind(b"eXIf")
+    stop = at + 4 + int.from_bytes(end[max(0, at - 4) : max(0, at)], "big")
+    checksum = int.from_bytes(end[stop : stop + 4], "big")
+    return end[at + 4 : stop] if at >= 4 and zlib.crc32(end[at:stop]) == checksum else None
 
 
 def _channels(image: Image.Image) -> int:

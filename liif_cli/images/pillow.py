@@ -157,9 +157,9 @@ def dpi_of(info: dict[Any, Any]) -> tuple[float, float] | None:
     return (across, down) if 2 <= across < 1e5 and 2 <= down < 1e5 else None
 
 
-def _dpi_of(info: dict[Any, Any], exif: bytes | None, file_format: str) -> tuple[float, float] | None:
-    """Where the file itself states none, EXIF's: of JPEG files Pillow takes that for square, and 72 dpi where it finds
-    none."""
+def stated_dpi(info: dict[Any, Any], exif: bytes | None, file_format: str) -> tuple[float, float] | None:
+    """`dpi_of`, or EXIF's where the file itself states none. Of JPEG files Pillow says 72 dpi where it finds none, and
+    takes EXIF's for square."""
     stated = dpi_of(info) if file_format != "JPEG" or info.get("jfif_unit") in (1, 2) else None
     return stated or dpi_of({"dpi": metadata.resolution(exif)})
 
@@ -207,7 +207,7 @@ def picture_of(image: Image.Image, name: str, file_format: str, orientation: int
         exif=metadata.upright_exif(exif),
         xmp=metadata.upright_xmp(xmp),
         format=file_format,
-        dpi=turned_dpi(_dpi_of(info, exif, file_format), turn),
+        dpi=turned_dpi(stated_dpi(info, exif, file_format), turn),
         lossless=file_format not in ("JPEG", "WEBP", "AVIF", "HEIF") and not _is_jpeg_in_tiff(image),
         iptc=metadata.iptc_in(info),
         texts=metadata.texts_in(info) if image.format == "PNG" else (),

@@ -40,6 +40,7 @@ from liif_cli.images.pillow import (
     raw_exif,
     raw_xmp,
     srgb_from_cmyk,
+    stated_dpi,
     turned,
     turned_dpi,
 )
@@ -323,7 +324,7 @@ def _read_deep_png(file: Opened, image: Image.Image) -> Picture:
         exif=metadata.upright_exif(exif),
         xmp=metadata.upright_xmp(xmp),
         format="PNG",
-        dpi=turned_dpi(dpi_of(info) or dpi_of({"dpi": metadata.resolution(exif)}), turn),
+        dpi=turned_dpi(stated_dpi(info, exif, "PNG"), turn),
         iptc=metadata.iptc_in(info),
         texts=metadata.texts_in(info),
     )
